@@ -1,0 +1,1 @@
+"""Jinja templates of generated files; they loop and print, the compiler decides."""
