@@ -1,0 +1,418 @@
+"""Checkpoints that survive kill -9, a full disk and a diverged step.
+
+Save: temp file in the same folder -> write -> fsync -> verify (zip CRC of every record, then names,
+shapes and dtypes read back) -> `os.replace` -> fsync of the folder -> pointer last -> only then is
+the oldest generation deleted. Load: newest first, verified before use; one that fails is said aloud
+and the one before it is taken.
+
+A generation is one file, ``<series>-<number>-step<step>.pt``; its series is ``last`` or a tag such
+as ``best``. The number grows with every save, so a run that fell back and went on is still in order.
+``<series>.json`` describes the newest one for people and shells; loading does not depend on it.
+"""
+
+import json
+import logging
+import os
+import pickle
+import re
+import shutil
+import threading
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expc_runtime.clocks import Epochs, Minutes, Updates
+from expc_runtime.errors import NO_SPACE, DiskFull, Diverged, MissingInput
+
+__all__ = ["Checkpoint", "Manifest", "Store", "load_weights"]
+
+State = dict[str, Any]
+
+LAST = "last"
+_log = logging.getLogger(__name__)
+_GENERATION = re.compile(r"(?P<series>[A-Za-z]\w*)-(?P<number>\d+)-step(?P<step>\d+)\.pt")
+_COMPILED = "_orig_mod."  # what torch.compile puts into the names of a wrapped module
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When a stage saves (beside step 0, each best and the end), and how many it keeps.
+
+    Raises ValueError for ``keep`` below two: with one file, a bad disk block is the end of the run.
+    """
+
+    every: Minutes | Epochs | Updates = Minutes(10)
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 2:
+            raise ValueError(f"keep={self.keep}: never fewer than two generations are kept")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one generation holds."""
+
+    file: str
+    series: str
+    number: int  # counts the saves of a series
+    step: int
+    tensors: int
+    values: int  # elements in all tensors
+    saved: str  # UTC, ISO 8601
+    torch: str
+
+
+@dataclass(frozen=True)
+class _Generation:
+    path: Path
+    number: int
+
+
+class Store:
+    """The generations of one stage, in one folder. One process writes; any may read.
+
+    ``keep`` is the number of verified generations kept of each series, at least two.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        if keep < 2:
+            raise ValueError(f"keep={keep}: never fewer than two generations are kept")
+        self.folder = Path(folder)
+        self.keep = keep
+        self._started = time.time()
+        self._swept = False
+        self._whole: set[str] = set()  # files this process has verified
+
+    def save(self, state: State, *, step: int, tag: str | None = None) -> Path:
+        """Write a verified generation of ``state`` at ``step``; returns its file.
+
+        ``state`` is a dict with string keys of tensors, numbers, strings, and lists, tuples and
+        dicts of these: what `torch.load(weights_only=True)` reads back. ``_orig_mod.`` is taken out
+        of its keys. The first save also clears temp files that a killed process left.
+
+        Raises
+        ------
+        Diverged: a tensor holds NaN or infinity. A mask of zeros and -inf is not a divergence.
+        DiskFull: no room, no quota, or a file size limit.
+        TypeError: the state holds what a checkpoint cannot give back.
+
+        All of them leave the earlier generations as they were.
+        """
+        series = tag or LAST
+        if not re.fullmatch(r"[A-Za-z]\w*", series):
+            raise ValueError(f"tag {series!r} is not a name")
+        state = clean_keys(state)
+        tensors = dict(_tensors(state))
+        _refuse_nonfinite(tensors, series, step)
+        with _disk_full(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            self._require_space(tensors)
+            number = max((g.number for g in self._generations(series)), default=0) + 1
+            manifest = Manifest(
+                file=f"{series}-{number:04d}-step{step}.pt",
+                series=series,
+                number=number,
+                step=step,
+                tensors=len(tensors),
+                values=sum(t.numel() for t in tensors.values()),
+                saved=datetime.now(UTC).isoformat(timespec="seconds"),
+                torch=torch.__version__,
+            )
+            path = self.folder / manifest.file
+            with self._temporary(path.name) as temp:
+                _write(temp, {"manifest": asdict(manifest), "state": state}, tensors)
+                os.replace(temp, path)
+            _fsync_folder(self.folder)
+            self._whole.add(path.name)
+            self._point(manifest)
+        self._retire(series)
+        return path
+
+    def load(self, tag: str | None = None) -> tuple[State, Manifest] | None:
+        """The newest generation that verifies, on the CPU; None if none was ever written.
+
+        Raises MissingInput if there are generations and none of them can be read: starting again
+        from nothing is for a person to decide.
+        """
+        series = tag or LAST
+        tried: dict[str, str] = {}
+        # A reader may be overtaken: the writer retires a file between our look and our read, and
+        # then there is a newer one to look at.
+        while untried := [g for g in self._generations(series) if g.path.name not in tried]:
+            path = untried[0].path
+            try:
+                state, manifest = _read(path)
+            except _NotWhole as fault:
+                tried[path.name] = str(fault)
+                _log.warning("checkpoint %s is not whole: %s", path, fault)
+                continue
+            self._whole.add(path.name)
+            if tried:
+                _log.warning("went back to %s, step %d", path, manifest.step)
+            return state, manifest
+        if tried:
+            faults = "".join(f"\n  {name}: {fault}" for name, fault in tried.items())
+            raise MissingInput(f"no {series} checkpoint in {self.folder} can be read:{faults}")
+        return None
+
+    def _generations(self, series: str) -> list[_Generation]:
+        """Newest first."""
+        found = []
+        for path in self.folder.glob(f"{series}-*-step*.pt"):
+            match = _GENERATION.fullmatch(path.name)
+            if match and match["series"] == series:
+                found.append(_Generation(path, int(match["number"])))
+        return sorted(found, key=lambda g: g.number, reverse=True)
+
+    def _retire(self, series: str) -> None:
+        """Delete what is older than the newest ``keep`` whole generations."""
+        kept = 0
+        for generation in self._generations(series):
+            name = generation.path.name
+            if kept == self.keep:
+                generation.path.unlink(missing_ok=True)
+                self._whole.discard(name)
+            elif name in self._whole or fault_of(generation.path) is None:
+                self._whole.add(name)
+                kept += 1
+
+    def _clear(self) -> None:
+        if self._swept:
+            return
+        for path in self.folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < self._started:
+                    path.unlink()
+        self._swept = True
+
+    def _require_space(self, tensors: Mapping[str, Tensor]) -> None:
+        # The file in the making stands beside `keep` older ones; early is better than at hour nine.
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        missing = self.keep + 1 - sum(1 for _ in self.folder.glob("*.pt"))
+        free = shutil.disk_usage(self.folder).free
+        need = size * max(1, missing)
+        if free < need:
+            raise DiskFull(
+                f"{self.folder}: {_mib(need)} needed for checkpoints of {_mib(size)}, "
+                f"{_mib(free)} free"
+            )
+
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[Path]:
+        # The same folder: a rename from another file system is a copy over the last good file.
+        temp = self.folder / f".{name}.{os.getpid()}.tmp"
+        try:
+            yield temp
+        finally:
+            temp.unlink(missing_ok=True)
+
+    def _point(self, manifest: Manifest) -> None:
+        pointer = self.folder / f"{manifest.series}.json"
+        with self._temporary(pointer.name) as temp:
+            with temp.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(manifest), indent=1) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temp, pointer)
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load a saved state dict, strictly, into a module that may be wrapped by `torch.compile`."""
+    own = {key.replace(_COMPILED, ""): key for key in module.state_dict()}
+    if any(clean != key for clean, key in own.items()):
+        weights = {own.get(key, key): value for key, value in weights.items()}
+    module.load_state_dict(weights)
+
+
+def clean_keys(state: State) -> State:
+    """``state`` with ``_orig_mod.`` taken out of every key, at any depth."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            cleaned = {
+                k.replace(_COMPILED, "") if isinstance(k, str) else k: clean(v)
+                for k, v in value.items()
+            }
+            if len(cleaned) != len(value):
+                raise ValueError("a module is in the state twice, compiled and not compiled")
+            versions = getattr(value, "_metadata", None)  # of each module's state dict format
+            if versions is None:
+                return cleaned
+            ordered = OrderedDict(cleaned)
+            vars(ordered)["_metadata"] = {
+                re.sub(r"\.?\b_orig_mod\b", "", k).lstrip("."): v for k, v in versions.items()
+            }
+            return ordered
+        if type(value) in (list, tuple):
+            return type(value)(clean(v) for v in value)
+        return value
+
+    cleaned: State = clean(state)
+    return cleaned
+
+
+def fault_of(path: Path) -> str | None:
+    """Why the file is not a whole checkpoint, by the CRC of every record; None if it is."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.testzip()
+            names = archive.namelist()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    if record is not None:
+        return f"bad CRC in {record}"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return "no data.pkl in it"
+    return None
+
+
+def _read(path: Path) -> tuple[State, Manifest]:
+    """Raises _NotWhole."""
+    try:
+        fault = fault_of(path)
+        if fault is None:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+            return held["state"], Manifest(**held["manifest"])
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        fault = _first_line(error)
+    raise _NotWhole(fault)
+
+
+class _NotWhole(Exception):
+    """The file cannot be used; the text says why."""
+
+
+def _write(path: Path, held: State, tensors: Mapping[str, Tensor]) -> None:
+    """Stream to the file, fsync it, and prove by reading that it says what memory says."""
+    with path.open("wb") as file:
+        try:
+            torch.save(held, file)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise _cannot_hold(error) from error
+        file.flush()
+        # The CRC pass reads the page cache while the disk is still writing it.
+        sync = _Fsync(file.fileno())
+        sync.start()
+        fault = fault_of(path)
+        sync.finish()
+    if fault is not None:
+        raise OSError(f"{path}: written, but {fault} when read back")
+    try:
+        back = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
+    except pickle.UnpicklingError as error:
+        raise _cannot_hold(error) from error
+    if _signature(dict(_tensors(back))) != _signature(tensors):
+        raise OSError(f"{path}: read back with other names, shapes or dtypes than were saved")
+
+
+def _cannot_hold(error: Exception) -> TypeError:
+    return TypeError(f"the state holds what a checkpoint cannot give back: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class _Fsync(threading.Thread):
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(name="checkpoint-fsync")
+        self._descriptor = descriptor
+        self._error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._error = error
+
+    def finish(self) -> None:
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (t.shape, t.dtype) for name, t in tensors.items()}
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor at any depth, by its dotted name."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _tensors(inner, f"{name}.{index}")
+
+
+def _refuse_nonfinite(tensors: Mapping[str, Tensor], series: str, step: int) -> None:
+    for name in _nonfinite(tensors):
+        tensor = tensors[name]
+        if _is_mask(tensor):
+            continue
+        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        raise Diverged(
+            f"{series} checkpoint at step {step} refused: {name} has {nan} NaN and {infinite} "
+            f"infinite of {tensor.numel()} values; the generation before it stays"
+        )
+
+
+def _nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
+    names: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() or tensor.is_complex():
+            names.setdefault(tensor.device, []).append(name)
+    found = []
+    for group in names.values():  # one transfer for each device, not one for each tensor
+        finite = torch.stack([tensors[n].detach().isfinite().all() for n in group]).tolist()
+        found += [n for n, ok in zip(group, finite, strict=True) if not ok]
+    return found
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """An additive attention mask: zeros and -inf, both present."""
+    if tensor.is_complex():
+        return False
+    zero, closed = tensor == 0, tensor == -torch.inf
+    return bool((zero | closed).all() & zero.any())
+
+
+@contextmanager
+def _disk_full(folder: Path) -> Iterator[None]:
+    """torch.save reports a failed write as RuntimeError, with the OSError behind it."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.errno in NO_SPACE:
+                raise DiskFull(
+                    f"{folder}: {cause.strerror}; the checkpoints before this one are intact"
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
