@@ -1,0 +1,234 @@
+"""Metrics: torchmetrics with sums for states, so that an epoch is exact whatever the batch size.
+
+`update(pred, target)` takes one batch and never waits for the device; `compute()` gives a 0-dim float64 tensor, NaN only
+if nothing was seen. (float64, because 95 right of 100 must reach a gate of 0.95, and in float32 it does not.)
+
+Metrics with a `threshold` read `pred` as it is given: answer yes where pred >= threshold. So 0.5 fits probabilities and 0
+fits logits. A target means yes where target >= 0.5. Shapes must agree exactly: ValueError.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+__all__ = [
+    "F1",
+    "Accuracy",
+    "BinaryAccuracy",
+    "Brier",
+    "ExactMatch",
+    "MeanAbsoluteError",
+    "SampleF1",
+    "TopK",
+]
+
+_EPS = 1e-8
+
+
+class _Mean(Metric):
+    """Sum of scores over the number of scores."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """The mean so far, 0-dim float64."""
+        return self.total / self.count
+
+    def _add(self, scores: Tensor) -> None:
+        self.total += scores.sum(dtype=torch.float64)
+        self.count += scores.numel()
+
+    def _add_rows(self, scores: Tensor, live: Tensor) -> None:
+        self.total += (scores * live).sum(dtype=torch.float64)
+        self.count += live.sum()
+
+
+class Accuracy(_Mean):
+    """Share of rows of class logits (..., C) whose largest entry is the right class.
+
+    The target is class ids (...) or rows (..., C), whose class is their largest entry; an all-zero row has no class and is
+    not counted.
+    """
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch."""
+        if _are_ids("Accuracy", pred, target):
+            self._add(pred.argmax(-1) == target)
+        else:
+            self._add_rows(pred.argmax(-1) == target.argmax(-1), target.ne(0).any(-1))
+
+
+class TopK(_Mean):
+    """How much of the target the `k` largest class logits (..., C) hold, mean over rows.
+
+    Class ids (...): 1 if the id is among them. Rows (..., C): with n positive entries, the number of those among the k
+    divided by min(k, n); a row without any is not counted. `k` over C is a ValueError.
+    """
+
+    def __init__(self, *, k: int = 5) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"TopK: k must be 1 or more, not {k}")
+        self.k = k
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch."""
+        ids = _are_ids("TopK", pred, target)
+        if self.k > pred.shape[-1]:
+            raise ValueError(f"TopK: k = {self.k}, but there are {pred.shape[-1]} classes")
+        best = pred.topk(self.k, dim=-1).indices
+        if ids:
+            self._add((best == target.unsqueeze(-1)).any(-1))
+            return
+        positive = target > 0
+        found, wanted = positive.gather(-1, best).sum(-1), positive.sum(-1)
+        self._add_rows(found / wanted.clamp(min=1, max=self.k), wanted > 0)
+
+
+class BinaryAccuracy(_Mean):
+    """Share of elements where (pred >= threshold) == (target >= 0.5)."""
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch of any shape."""
+        said, true = _answers("BinaryAccuracy", pred, target, self.threshold)
+        self._add(said == true)
+
+
+class ExactMatch(_Mean):
+    """Share of rows (B, ...) with every element right."""
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch; the first dimension counts the rows."""
+        said, true = _answers("ExactMatch", pred, target, self.threshold)
+        self._add(_by_row(said == true).all(-1))
+
+
+class SampleF1(_Mean):
+    """F1 of each row (B, ...), mean over rows; a row with nothing to find and nothing found is 1.
+
+    P = TP / (TP + FP + 1e-8), R = TP / (TP + FN + 1e-8), F1 = 2 P R / (P + R + 1e-8), in float32.
+    """
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch; the first dimension counts the rows."""
+        said, true = _answers("SampleF1", pred, target, self.threshold)
+        said, true = _by_row(said), _by_row(true)
+        found, claimed, wanted = (m.sum(-1).float() for m in (said & true, said, true))
+        precision, recall = found / (claimed + _EPS), found / (wanted + _EPS)
+        f1 = 2 * precision * recall / (precision + recall + _EPS)
+        self._add(torch.where(claimed + wanted == 0, 1.0, f1))
+
+
+class F1(Metric):
+    """2 TP / (2 TP + FP + FN) over all elements together; 1 if there was nothing to find or found."""
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    found: Tensor
+    claimed: Tensor
+    wanted: Tensor
+    count: Tensor
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+        for name in ("found", "claimed", "wanted", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch of any shape."""
+        said, true = _answers("F1", pred, target, self.threshold)
+        self.found += (said & true).sum()
+        self.claimed += said.sum()
+        self.wanted += true.sum()
+        self.count += true.numel()
+
+    def compute(self) -> Tensor:
+        """F1 so far, 0-dim float64."""
+        # TP + FP is what was claimed and TP + FN what was wanted.
+        both = (self.claimed + self.wanted).double()
+        f1 = torch.where(both == 0, 1.0, 2 * self.found / both)
+        return torch.where(self.count == 0, torch.nan, f1)
+
+
+class Brier(_Mean):
+    """Mean of (pred - target)^2 over elements; `pred` is probabilities."""
+
+    higher_is_better = False
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch of any shape."""
+        self._add(_error("Brier", pred, target).square())
+
+
+class MeanAbsoluteError(_Mean):
+    """Mean of |pred - target| over elements."""
+
+    higher_is_better = False
+
+    def update(self, pred: Tensor, target: Tensor) -> None:
+        """Add one batch of any shape."""
+        self._add(_error("MeanAbsoluteError", pred, target).abs())
+
+
+def _answers(name: str, pred: Tensor, target: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """What was said and what is true, as booleans."""
+    _same_shape(name, pred, target)
+    return _wide(pred) >= threshold, target >= 0.5
+
+
+def _error(name: str, pred: Tensor, target: Tensor) -> Tensor:
+    _same_shape(name, pred, target)
+    return _wide(pred) - _wide(target)
+
+
+def _wide(numbers: Tensor) -> Tensor:
+    """At least 32 bits: a threshold or a sum rounded to 16 would move the figure."""
+    return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
+def _by_row(elements: Tensor) -> Tensor:
+    return elements.reshape(elements.shape[0], -1)
+
+
+def _are_ids(name: str, pred: Tensor, target: Tensor) -> bool:
+    """True for class ids (...), False for rows (..., C)."""
+    if pred.dim() and pred.shape == target.shape:
+        return False
+    if pred.dim() and pred.shape[:-1] == target.shape and not target.is_floating_point():
+        return True
+    raise ValueError(
+        f"{name}: class logits {tuple(pred.shape)} do not go with target {tuple(target.shape)}"
+        f" of {target.dtype}; it takes integer ids (...) or rows (..., C)"
+    )
+
+
+def _same_shape(name: str, pred: Tensor, target: Tensor) -> None:
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"{name}: pred {tuple(pred.shape)} and target {tuple(target.shape)} differ in shape"
+        )
