@@ -1,0 +1,229 @@
+"""One process works in a stage's folder; the kernel keeps the others out."""
+
+import fcntl
+import os
+import shutil
+import socket
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from expc_runtime.errors import CRASH, Locked, known
+from expc_runtime.state.files import write_json
+from expc_runtime.state.process import process_start
+from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
+
+__all__ = ["Claim", "Verdict", "claim", "set_aside"]
+
+Verdict = Literal["fresh", "resume", "done"]
+_BEAT = 1.0  # seconds between two writes of a running status
+
+
+def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Claim":
+    """Take ``folder`` for the stage instance ``key``.
+
+    The claim's ``verdict`` says what is there: ``done`` (result.json proves it), ``resume`` (same
+    key, not done) or ``fresh``. A folder of another key is renamed aside first.
+
+    Raises:
+        Locked: another process works in this folder; the message says which.
+    """
+    lock = _lock(folder)
+    status, result = read_status(folder), read_result(folder)
+    if result is not None and result.key == key and result.state != "smoke":
+        return Claim(folder, lock, status or Status(key=key), "done", result, None, program, module)
+    moved = None
+    if set_aside_needed(folder, key, status, result):
+        moved = set_aside(folder)
+        os.close(lock)
+        lock, status = _lock(folder), None
+    elif result is not None and result.state == "smoke":
+        _clear(folder)  # two updates, kept for looking at; worth no second copy
+        status = None
+    same = status is not None and status.key == key and (folder / "checkpoints").is_dir()
+    before = status or Status()
+    now = time.time()
+    running = Status(
+        state="running",
+        key=key,
+        attempt=before.attempt + 1,
+        step=before.step if same else 0,
+        steps_target=before.steps_target if same else 0,
+        epoch=before.epoch if same else 0,
+        seconds=before.seconds,
+        began=now,
+        heartbeat=now,
+        pid=os.getpid(),
+        process=process_start(os.getpid()),
+        host=socket.gethostname(),
+    )
+    write_status(folder, running)
+    verdict: Verdict = "resume" if same else "fresh"
+    return Claim(folder, lock, running, verdict, None, moved, program, module)
+
+
+def set_aside_needed(folder: Path, key: str, status: Status | None, result: Result | None) -> bool:
+    """Whether ``folder`` holds work of an instance other than ``key``."""
+    held = {record.key for record in (status, result) if record is not None and record.key}
+    if held:
+        return held != {key}
+    return (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists()
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename ``folder`` to ``<stage>.was-<key>`` and make it anew, empty; returns the old one."""
+    record = read_result(folder) or read_status(folder)
+    base = folder.with_name(f"{folder.name}.was-{(record.key if record else '')[:8] or 'unknown'}")
+    old, number = base, 1
+    while old.exists():
+        number += 1
+        old = base.with_name(f"{base.name}.{number}")
+    folder.rename(old)
+    folder.mkdir()
+    return old
+
+
+class Claim:
+    """A stage folder held by this process until `close`, which ``with`` calls."""
+
+    def __init__(
+        self,
+        folder: Path,
+        lock: int,
+        status: Status,
+        verdict: Verdict,
+        result: Result | None,
+        moved: Path | None,
+        program: str,
+        module: str,
+    ) -> None:
+        self.folder = folder
+        self.status = status
+        self.verdict = verdict
+        self.result = result  # of an earlier attempt, when the verdict is done
+        self.moved = moved  # where the folder of another key went
+        self._lock = lock
+        self._program = program
+        self._module = module
+        self._earlier = status.seconds
+        self._clock = time.monotonic()
+
+    @property
+    def key(self) -> str:
+        return self.status.key
+
+    def beat(self, *, step: int, steps_target: int, epoch: int, force: bool = False) -> None:
+        """Say that the stage lives and how far it is; written at most once a second."""
+        now = time.time()
+        due = force or now - self.status.heartbeat >= _BEAT or not self.status.steps_target
+        self.status = replace(
+            self.status,
+            step=step,
+            steps_target=steps_target,
+            epoch=epoch,
+            heartbeat=now if due else self.status.heartbeat,
+            seconds=self._seconds(),
+        )
+        if due:
+            write_status(self.folder, self.status)
+
+    def finish(self, result: Result) -> Result:
+        """Write ``result`` (durably), then the status; returns it with key and attempt filled in."""
+        whole = replace(
+            result,
+            key=self.key,
+            program=result.program or self._program,
+            module=result.module or self._module,
+            attempt=self.status.attempt,
+            seconds=self._seconds(),
+        )
+        write_json(self.folder / "result.json", asdict(whole), durable=True)
+        self._end(state=whole.state, reason=whole.reason, code=0)
+        return whole
+
+    def fail(self, failure: str, reason: str, *, code: int, source: str = "") -> None:
+        """Mark the stage failed(``failure``)."""
+        self._end(state="failed", failure=failure, reason=reason, code=code, source=source)
+
+    def interrupt(self, reason: str, *, code: int = 75) -> None:
+        """Mark the stage interrupted: nothing is wrong with it, and it may go on."""
+        self._end(state="interrupted", reason=reason, code=code)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.status.state == "running":
+            self._abandon(error)
+        self.close()
+
+    def _abandon(self, error: BaseException | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.interrupt("stopped by the keyboard", code=130)
+            return
+        if error is None:
+            self.fail("crash", "ended without a result", code=CRASH)
+            return
+        stage_error = known(error)
+        failure = stage_error.failure if stage_error else "crash"
+        code = stage_error.code if stage_error else CRASH
+        self.fail(failure, str(stage_error or f"{type(error).__name__}: {error}"), code=code)
+
+    def _end(self, **changes: Any) -> None:
+        now = time.time()
+        self.status = replace(self.status, **changes, heartbeat=now, seconds=self._seconds())
+        write_status(self.folder, self.status)
+
+    def _seconds(self) -> float:
+        return round(self._earlier + time.monotonic() - self._clock, 3)
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor that holds ``folder``/.lock; closing it (or dying) lets go."""
+    path = folder / ".lock"
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise Locked(f"{folder} is in use{_holder(path)}") from None
+        if _same_file(fd, path):
+            break
+        os.close(fd)  # renamed aside between open and lock
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return fd
+
+
+def _same_file(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _holder(path: Path) -> str:
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    return f" by {text}" if text else ""
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name == ".lock" or path.name.startswith("attempt-"):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
