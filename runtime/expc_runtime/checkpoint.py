@@ -50,7 +50,7 @@ class Checkpoint:
     Raises ValueError for ``keep`` below two: with one file, a bad disk block is the end of the run.
     """
 
-    every: Minutes | Epochs | Updates = Minutes(10)
+    every: Minutes | Epochs | Updates = Minutes(10)  # noqa: RUF009  Minutes is frozen
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class Store:
                 tensors=len(tensors),
                 values=sum(t.numel() for t in tensors.values()),
                 saved=datetime.now(UTC).isoformat(timespec="seconds"),
-                torch=torch.__version__,
+                torch=str(torch.__version__),
             )
             path = self.folder / manifest.file
             with self._temporary(path.name) as temp:
@@ -169,18 +169,21 @@ class Store:
     def _generations(self, series: str) -> list[_Generation]:
         """Newest first."""
         found = []
-        for path in self.folder.glob(f"{series}-*-step*.pt"):
+        for path in self._files():
             match = _GENERATION.fullmatch(path.name)
             if match and match["series"] == series:
                 found.append(_Generation(path, int(match["number"])))
         return sorted(found, key=lambda g: g.number, reverse=True)
+
+    def _files(self) -> Iterator[Path]:
+        return self.folder.glob("*-step*.pt")
 
     def _retire(self, series: str) -> None:
         """Delete what is older than the newest ``keep`` whole generations."""
         kept = 0
         for generation in self._generations(series):
             name = generation.path.name
-            if kept == self.keep:
+            if kept >= self.keep:
                 generation.path.unlink(missing_ok=True)
                 self._whole.discard(name)
             elif name in self._whole or fault_of(generation.path) is None:
@@ -194,12 +197,15 @@ class Store:
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < self._started:
                     path.unlink()
+        # A process killed between its save and this step left one generation too many.
+        for series in {m["series"] for p in self._files() if (m := _GENERATION.fullmatch(p.name))}:
+            self._retire(series)
         self._swept = True
 
     def _require_space(self, tensors: Mapping[str, Tensor]) -> None:
         # The file in the making stands beside `keep` older ones; early is better than at hour nine.
         size = sum(t.numel() * t.element_size() for t in tensors.values())
-        missing = self.keep + 1 - sum(1 for _ in self.folder.glob("*.pt"))
+        missing = self.keep + 1 - len(list(self._files()))
         free = shutil.disk_usage(self.folder).free
         need = size * max(1, missing)
         if free < need:
@@ -317,7 +323,10 @@ def _write(path: Path, held: State, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _cannot_hold(error: Exception) -> TypeError:
-    return TypeError(f"the state holds what a checkpoint cannot give back: {_first_line(error)}")
+    # torch's own text advises to load without weights_only; only its GLOBAL line says what is wrong.
+    unknown = re.search(r"GLOBAL (\S+)", str(error))
+    what = unknown[1] if unknown else _first_line(error)
+    return TypeError(f"the state holds what a checkpoint cannot give back: {what}")
 
 
 def _first_line(error: Exception) -> str:
