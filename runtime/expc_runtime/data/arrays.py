@@ -1,0 +1,87 @@
+"""Columns from a file: .npz, .safetensors or .csv."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from expc_runtime.errors import MissingInput
+
+__all__ = ["Arrays"]
+
+
+class Arrays:
+    """Every array of ``file`` as a column; its first dimension counts the rows.
+
+    ``.npz``: arrays by name, no pickles. ``.safetensors``: tensors by name. ``.csv``: a header and
+    numbers. float64 becomes float32, integers int64 (bytes of an image stay uint8), booleans float32.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Raises MissingInput for a file that is not there, of another kind, or not readable."""
+        path = Path(self.file)
+        if not path.is_file():
+            raise MissingInput(f"{path}: no such file")
+        try:
+            columns = _READERS[path.suffix](path)
+        except KeyError:
+            raise MissingInput(
+                f"{path}: columns are read from {', '.join(sorted(_READERS))}"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise MissingInput(f"{path}: {error}") from error
+        return {name: _plain(column) for name, column in columns.items()}
+
+
+def _npz(path: Path) -> dict[str, Tensor]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import SafetensorError, load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _csv(path: Path) -> dict[str, Tensor]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        lines = [row for row in rows if row]
+    for number, row in enumerate(lines, start=2):
+        if len(row) != len(header):
+            raise ValueError(f"line {number} has {len(row)} fields, the header {len(header)}")
+    return {
+        name: _numbers(name, [row[index] for row in lines]) for index, name in enumerate(header)
+    }
+
+
+def _numbers(name: str, texts: list[str]) -> Tensor:
+    try:
+        return torch.tensor([int(text) for text in texts])
+    except ValueError:
+        pass
+    try:
+        return torch.tensor([float(text) for text in texts])
+    except ValueError as error:
+        raise ValueError(f"column {name}: {error}") from None
+
+
+def _plain(column: Tensor) -> Tensor:
+    if column.dtype in (torch.float64, torch.bool):
+        return column.float()
+    if column.dtype in (torch.int8, torch.int16, torch.int32):
+        return column.long()
+    return column
+
+
+_READERS = {".npz": _npz, ".safetensors": _safetensors, ".csv": _csv}

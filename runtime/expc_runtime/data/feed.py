@@ -1,0 +1,157 @@
+"""Columns of rows, split once, kept on the training device, handed out in seeded order.
+
+A sample is never assembled by Python: a batch is one `index_select` per column. The order of an
+epoch is a function of (seed, epoch), so a resumed run recomputes it and goes on in the middle.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from expc_runtime.errors import MissingInput
+
+__all__ = ["Chunk", "Feed", "Source", "Split"]
+
+Batch = tuple[Tensor, ...]
+Split = Literal["train", "val", "test"]
+
+CHUNK = 20  # updates in one training_step of Lightning, whose cost they share
+
+
+class Source(Protocol):
+    """Anything that can give whole columns."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Columns by name, each (N, ...), row i of all of them one sample."""
+        ...
+
+
+class Chunk:
+    """A few batches in a row, each gathered when it is its turn."""
+
+    def __init__(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
+        self._columns = columns
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        columns = self._columns
+        for rows in self._rows:
+            yield tuple([column.index_select(0, rows) for column in columns])
+
+
+class Feed:
+    """Batches of ``columns`` of a source.
+
+    Args:
+        source: gives the columns.
+        columns: names, in the order in which a batch holds them.
+        batch: rows of one batch; the last of an epoch may be shorter unless ``drop_last``.
+        val, test: shares of all rows, rounded to whole rows. The split is drawn by ``split_seed``,
+            not by the seed of the run, so that runs of one sweep are measured on the same rows.
+
+    `setup` reads the source; before it nothing is touched. It raises MissingInput for a column that
+    is not there or columns of unequal length, ValueError for shares that leave a split empty.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        columns: Sequence[str],
+        batch: int,
+        val: float = 0.0,
+        test: float = 0.0,
+        split_seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch}: must be at least 1")
+        if min(val, test) < 0 or val + test >= 1:
+            raise ValueError(f"val={val:g}, test={test:g}: shares of the rows, together below 1")
+        self.source = source
+        self.names = tuple(columns)
+        self.batch = batch
+        self.drop_last = drop_last
+        self._shares = {"val": val, "test": test}
+        self._split_seed = split_seed
+        self._seed = 0
+        self._columns: list[Tensor] = []
+        self._rows: dict[str, Tensor] = {}
+
+    def setup(self, device: torch.device, seed: int) -> None:
+        """Read and split the columns, move them to ``device``; ``seed`` orders the epochs."""
+        held = self.source.tensors()
+        missing = [name for name in self.names if name not in held]
+        if missing:
+            raise MissingInput(
+                f"{type(self.source).__name__} has no column {', '.join(missing)}; "
+                f"it has {', '.join(sorted(held))}"
+            )
+        lengths = {name: len(held[name]) for name in self.names}
+        if len(set(lengths.values())) != 1:
+            raise MissingInput(f"columns of unequal length: {lengths}")
+        self._columns = [held[name].to(device).contiguous() for name in self.names]
+        self._rows = self._split(lengths[self.names[0]], device)
+        self._seed = seed
+
+    def _split(self, n: int, device: torch.device) -> dict[str, Tensor]:
+        order = torch.randperm(n, generator=_generator(f"split {self._split_seed}"))
+        sizes = {name: round(share * n) for name, share in self._shares.items()}
+        for name, share in self._shares.items():
+            if share and not sizes[name]:
+                raise ValueError(f"{name}={share:g} of {n} rows is none")
+        train = n - sum(sizes.values())
+        if train < (self.batch if self.drop_last else 1):
+            raise ValueError(f"{train} rows are left to train on, fewer than a batch takes")
+        parts = order.split([train, sizes["val"], sizes["test"]])
+        return {
+            name: part.sort().values.to(device)
+            for name, part in zip(("train", "val", "test"), parts, strict=True)
+        }
+
+    @property
+    def updates_per_epoch(self) -> int:
+        n = len(self._rows["train"])
+        return n // self.batch if self.drop_last else -(-n // self.batch)
+
+    def rows(self, split: Split) -> Tensor:
+        """Row numbers of a split in the source, ascending, (n,) int64."""
+        return self._rows[split]
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of the train split in the order in which ``epoch`` visits them, (n,) int64."""
+        rows = self._rows["train"]
+        order = torch.randperm(len(rows), generator=_generator(f"epoch {self._seed} {epoch}"))
+        return rows[order.to(rows.device)]
+
+    def batch_rows(self, epoch: int, position: int) -> Tensor:
+        """Row numbers of batch ``position`` of ``epoch``."""
+        return self.order(epoch)[position * self.batch : (position + 1) * self.batch]
+
+    def chunks(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """Batches ``start`` to ``stop`` of an epoch, a chunk at a time."""
+        whole = self.updates_per_epoch
+        batches = self.order(epoch).split(self.batch)[: whole if stop is None else min(whole, stop)]
+        for first in range(start, len(batches), CHUNK):
+            yield Chunk(self._columns, batches[first : first + CHUNK])
+
+    def batches(self, split: Split) -> Chunk:
+        """A split in order, once, the short last batch included."""
+        rows = self._rows[split]
+        return Chunk(self._columns, rows.split(self.batch) if len(rows) else ())
+
+    def columns(self, split: Split) -> Batch:
+        """Whole columns of a split."""
+        return tuple(column.index_select(0, self._rows[split]) for column in self._columns)
+
+
+def _generator(text: str) -> torch.Generator:
+    """A generator seeded by a hash, so that neighbouring seeds share nothing."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -1,0 +1,348 @@
+"""The base class of every generated module: several drives, one `step`, figures kept on the device.
+
+Optimisation is manual because Lightning's own clips scaled gradients in manual mode, refuses a fused
+optimizer with clipping, and turns float16 on a CPU into bfloat16 without a word; and because a
+chunk of updates for each `training_step` makes its cost per update disappear.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from time import monotonic
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from expc_runtime.optim import Drive, NonFinite
+
+__all__ = ["Batch", "Module", "Precision", "Records"]
+
+Batch = tuple[Tensor, ...]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+
+HALF: dict[str, torch.dtype | None] = {
+    "32": None,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}
+
+
+class Records:
+    """Means of scalars, weighted by rows. Scalars stay where they are until a mean is wanted."""
+
+    FOLD = 256  # entries kept before they are summed, so that a long split stays small
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, dict[str, Tensor]]] = []
+        self._sums: dict[str, float] = {}
+        self._rows: dict[str, int] = {}
+
+    def add(self, rows: int, scalars: dict[str, Tensor]) -> None:
+        """Keep 0-dim tensors for a mean weighted by ``rows``; nothing waits for the device."""
+        self._kept.append((rows, {name: value.detach() for name, value in scalars.items()}))
+        if len(self._kept) >= self.FOLD:
+            self._fold()
+
+    def means(self) -> dict[str, float]:
+        """The mean of every name since the last `clear`."""
+        self._fold()
+        return {name: total / self._rows[name] for name, total in self._sums.items()}
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._sums.clear()
+        self._rows.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        self._fold()
+        return {"sums": dict(self._sums), "rows": dict(self._rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clear()
+        self._sums.update(state["sums"])
+        self._rows.update(state["rows"])
+
+    def _fold(self) -> None:
+        """One stacked transfer of all that is kept."""
+        kept = [(n, rows, v) for rows, scalars in self._kept for n, v in scalars.items()]
+        self._kept.clear()
+        if not kept:
+            return
+        for name, _, value in kept:
+            if value.ndim:
+                raise ValueError(f"record({name}=...): a scalar, not a {tuple(value.shape)} tensor")
+        values = torch.stack([value.float() for _, _, value in kept]).tolist()
+        for (name, rows, _), value in zip(kept, values, strict=True):
+            self._sums[name] = self._sums.get(name, 0.0) + rows * value
+            self._rows[name] = self._rows.get(name, 0) + rows
+
+
+class _Live:
+    """What changes at every update; a plain object, as nn.Module's attributes are slow to set."""
+
+    __slots__ = ("batch", "before", "dry", "epoch", "records", "rows", "updates", "wake", "woken")
+
+    def __init__(self) -> None:
+        self.updates = 0
+        self.epoch = 0
+        self.rows = 1
+        self.batch: Any = None
+        self.before: Any = None  # the batch before it, for a flag that is read one step late
+        self.dry = False
+        self.records = Records()
+        self.wake = float("inf")
+        self.woken: Callable[[], bool] | None = None
+
+
+class Module(pl.LightningModule):
+    """Base of generated modules, for any number of optimizers and totals.
+
+    A subclass gives `update` (one batch: arithmetic, `record`, `step`), `measure` (one batch of val or
+    test: `record` and torchmetrics attributes) and `drives`. `constants` is optional: without it no
+    floor is known.
+
+    ``updates`` counts calls of `update`; ``drive(name).steps`` the steps of one optimizer. Gradients
+    of an accumulation that an epoch's end leaves unfinished are carried over into the next epoch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.log_every = 50
+        self._live = _Live()
+        self._drives: dict[str, Drive] = {}
+        self._half: torch.dtype | None = None
+        self._autocast: AbstractContextManager[Any] = nullcontext()
+
+    # What a generated class gives.
+
+    def update(self, batch: Batch) -> None:
+        """Train on one batch."""
+        raise NotImplementedError(f"{type(self).__name__} has no `update`")
+
+    def measure(self, batch: Batch) -> None:
+        """Record figures of one batch; in eval mode, without gradients."""
+        raise NotImplementedError(f"{type(self).__name__} has no `measure`")
+
+    def constants(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Constant answers of each head, (K, *shape of one answer), from whole columns."""
+        return ()
+
+    def drives(self) -> dict[str, Drive]:
+        """The optimizers, by the name `step` calls them."""
+        raise NotImplementedError(f"{type(self).__name__} has no `drives`")
+
+    # What it calls.
+
+    def record(self, **scalars: Tensor) -> None:
+        """Log means of 0-dim tensors as ``<split>/<name>``, weighted by the rows of the batch."""
+        live = self._live
+        live.records.add(live.rows, scalars)
+
+    def step(self, name: str, total: Tensor) -> None:
+        """Backward from ``total`` and move the parameters of drive ``name``; see `Drive.step`."""
+        if not self._live.dry:
+            self._drives[name].step(total)
+
+    @contextmanager
+    def only(self, *nets: nn.Module) -> Iterator[None]:
+        """Inside, parameters outside ``nets`` take no gradient."""
+        kept = {id(p) for net in nets for p in net.parameters()}
+        frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in kept]
+        for p in frozen:
+            p.requires_grad = False
+        try:
+            yield
+        finally:
+            for p in frozen:
+                p.requires_grad = True
+
+    @property
+    def updates(self) -> int:
+        return self._live.updates
+
+    @property
+    def epoch(self) -> int:
+        return self._live.epoch
+
+    def drive(self, name: str) -> Drive:
+        return self._drives[name]
+
+    # What `fit` calls.
+
+    def start(
+        self, precision: Precision, *, total_updates: int | None, updates_per_epoch: int
+    ) -> None:
+        """Make the drives, on the device the parameters are on, and fix the precision.
+
+        Raises ValueError for a precision that this device has not.
+        """
+        self._half = HALF[precision]
+        device = next(self.parameters()).device.type
+        if self._half is not None:
+            _require_autocast(device, self._half)
+            self._autocast = torch.autocast(device, self._half)
+        self._drives = self.drives()
+        for name, drive in self._drives.items():
+            drive.start(
+                name,
+                total_updates=total_updates,
+                updates_per_epoch=updates_per_epoch,
+                half=self._half,
+            )
+
+    def watch(self, woken: Callable[[], bool]) -> None:
+        """Between two updates call ``woken`` once `wake_at` has passed; true ends the training."""
+        self._live.woken = woken
+
+    def wake_at(self, moment: float) -> None:
+        """The moment, of `time.monotonic`, at which ``woken`` is next called; 0 for now."""
+        self._live.wake = moment
+
+    def training_step(self, chunk: Iterable[Batch], index: int) -> None:
+        """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""
+        live, autocast = self._live, self._autocast
+        try:
+            for batch in chunk:
+                live.before, live.batch = live.batch, batch
+                live.rows = len(batch[0])
+                with autocast:
+                    self.update(batch)
+                live.updates += 1
+                if live.updates % self.log_every == 0:
+                    self.flushed()
+                if monotonic() >= live.wake and live.woken is not None and live.woken():
+                    self.trainer.should_stop = True
+                    break
+        except NonFinite as hit:
+            self.accuse(hit)
+
+    def flushed(self) -> None:
+        """Called every ``log_every`` updates; `fit` puts its log here."""
+
+    def accuse(self, hit: NonFinite) -> None:
+        """Find the module that made the non-finite value and raise Diverged."""
+        from expc_runtime.guards import blame
+
+        live = self._live
+        raise blame(self, live.before if hit.late else live.batch, hit) from None
+
+    def settle(self) -> None:
+        """Wait for flags still on their way from the device; raises Diverged."""
+        try:
+            for drive in self._drives.values():
+                drive.settle()
+        except NonFinite as hit:
+            hit.late = False  # no batch came after the one it is about
+            self.accuse(hit)
+
+    def configure_optimizers(self) -> None:
+        """None: the drives are this class's own, made by `start`."""
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        """Feeds hold their tensors on the device already."""
+        return batch
+
+    @contextmanager
+    def rehearsal(self, half: bool = True) -> Iterator[Records]:
+        """Run `update` or `measure` without touching weights or records; ``half=False`` in float32."""
+        live = self._live
+        records, live.records = live.records, Records()
+        dry, live.dry = live.dry, True
+        try:
+            with self._autocast if half else nullcontext():
+                yield live.records
+        finally:
+            live.records, live.dry = records, dry
+
+    @torch.no_grad()
+    def measured(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Every figure of `measure` over ``batches``: eval mode, no gradients, one transfer.
+
+        Recorded scalars are means over rows; metrics are torchmetrics' over all rows.
+        """
+        metrics = self.metrics()
+        was_training = self.training
+        self.eval()
+        try:
+            with self.rehearsal(half=False) as records:
+                for metric in metrics.values():
+                    metric.reset()
+                for batch in batches:
+                    self._live.rows = len(batch[0])
+                    with self._autocast:
+                        self.measure(batch)
+                figures = records.means()
+            if metrics:
+                values = torch.stack([m.compute().float() for m in metrics.values()]).tolist()
+                figures |= dict(zip(metrics, values, strict=True))
+            return figures
+        finally:
+            for metric in metrics.values():
+                metric.reset()
+            self.train(was_training)
+
+    @contextmanager
+    def answering(self, answers: tuple[Tensor, ...]) -> Iterator[None]:
+        """Inside, `forward` gives these constants, one per head, whatever it is asked."""
+
+        def forward(first: Tensor, *rest: Any) -> Any:
+            given = tuple(a.expand(len(first), *a.shape) for a in answers)
+            return given if len(given) > 1 else given[0]
+
+        # An attribute of the instance hides the method; a compiled call would not look at it.
+        compiled, self._compiled_call_impl = self._compiled_call_impl, None
+        self.forward = forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.forward
+            self._compiled_call_impl = compiled
+
+    def metrics(self) -> dict[str, Metric]:
+        """The torchmetrics attributes, by name."""
+        return {name: m for name, m in self.named_children() if isinstance(m, Metric)}
+
+    def rises(self, key: str) -> bool:
+        """Whether a larger value of ``key`` (without its split) is a better one."""
+        metric = self.metrics().get(key)
+        return metric is not None and bool(metric.higher_is_better)
+
+    def progress(self) -> dict[str, Any]:
+        """The state of training beside the weights, for a checkpoint."""
+        live = self._live
+        return {
+            "updates": live.updates,
+            "epoch": live.epoch,
+            "records": live.records.state_dict(),
+            "drives": {name: drive.state_dict() for name, drive in self._drives.items()},
+        }
+
+    def resume(self, progress: dict[str, Any]) -> None:
+        """Go on from what `progress` gave."""
+        live = self._live
+        live.updates, live.epoch = progress["updates"], progress["epoch"]
+        live.records.load_state_dict(progress["records"])
+        for name, state in progress["drives"].items():
+            self._drives[name].load_state_dict(state)
+
+
+def _require_autocast(device: str, half: torch.dtype) -> None:
+    """Never another precision in silence: this torch either has it on this device or says so."""
+    name = str(half).removeprefix("torch.")
+    if device == "cuda":
+        if half is torch.bfloat16 and not torch.cuda.is_bf16_supported():
+            raise ValueError(f"precision bf16-mixed: this GPU has no {name}; use 16-mixed or 32")
+        return
+    try:
+        with torch.autocast(device, half):
+            made = torch.zeros(1, 1, device=device) @ torch.zeros(1, 1, device=device)
+    except RuntimeError as error:
+        raise ValueError(f"no {name} autocast on {device} in this torch: {error}") from error
+    if made.dtype is not half:
+        raise ValueError(
+            f"this torch has no {name} autocast on {device} (it would compute in {made.dtype}); "
+            "use precision 32 or another device"
+        )

@@ -1,0 +1,369 @@
+"""What moves the weights: an optimizer with its schedule, clipping, accumulation and loss scale.
+
+A `Drive` owns everything between a total loss and the weights. Order of one step: divide by
+`accumulate`, scale (float16), backward outside autocast, then, every `accumulate` calls, unscale,
+clip by the global norm of the drive's own parameters, refuse anything non-finite, write the learning
+rate of this step, step, drop the gradients.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from expc_runtime.clocks import Epochs, Updates
+
+__all__ = [
+    "Drive",
+    "NonFinite",
+    "Schedule",
+    "constant",
+    "decay_groups",
+    "linear",
+    "warmup_cosine",
+]
+
+Warmup = Epochs | Updates | None
+Shape = Literal["constant", "cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The factor on the learning rate at each optimizer step.
+
+    For s < W (warm-up steps) the factor is (s + 1) / W: training starts at lr / W, not at lr. Then
+    ``constant`` stays at 1, ``cosine`` is floor + (1 - floor) (1 + cos(pi (s - W) / (T - W))) / 2 and
+    ``linear`` falls from 1 to floor over the T - W steps that are left.
+    """
+
+    shape: Shape
+    warmup: Warmup = None
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.floor <= 1.0:
+            raise ValueError(f"floor={self.floor}: it is a share of the learning rate, 0 to 1")
+
+    @property
+    def decays(self) -> bool:
+        return self.shape != "constant"
+
+    def factor(self, step: int, total: int | None, warmup: int) -> float:
+        """The factor at ``step`` (from 0) of ``total`` steps, ``warmup`` of them warming up."""
+        if step < warmup:
+            return (step + 1) / warmup
+        if self.shape == "constant":
+            return 1.0
+        if total is None:
+            raise ValueError(f"a {self.shape} schedule needs the number of steps")
+        gone = min(1.0, (step - warmup) / max(1, total - warmup))
+        left = (1 + math.cos(math.pi * gone)) / 2 if self.shape == "cosine" else 1 - gone
+        return self.floor + (1 - self.floor) * left
+
+    def warmup_steps(self, total: int | None, updates_per_epoch: int, accumulate: int) -> int:
+        """Optimizer steps of warm-up, at most ``total``."""
+        match self.warmup:
+            case None:
+                return 0
+            case Epochs(count):
+                updates = count * updates_per_epoch
+            case Updates(count):
+                updates = count
+        steps = max(1, updates // accumulate)
+        return steps if total is None else min(steps, total)
+
+
+def constant(warmup: Warmup = None) -> Schedule:
+    """The learning rate as written, after the warm-up."""
+    return Schedule("constant", warmup)
+
+
+def warmup_cosine(warmup: Warmup = Epochs(1), floor: float = 0.0) -> Schedule:
+    """Linear warm-up, then half a cosine down to ``floor`` times the learning rate."""
+    return Schedule("cosine", warmup, floor)
+
+
+def linear(warmup: Warmup = None, floor: float = 0.0) -> Schedule:
+    """Linear warm-up, then a straight line down to ``floor`` times the learning rate."""
+    return Schedule("linear", warmup, floor)
+
+
+def decay_groups(
+    module: nn.Module, weight_decay: float, no_decay: bool = True
+) -> list[dict[str, Any]]:
+    """Parameter groups in which biases, norms and all else of one dimension do not decay.
+
+    ``no_decay=False`` decays everything. A group without a parameter is left out; frozen parameters
+    (``requires_grad`` false) are in neither. Raises ValueError if there is nothing to train.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"{type(module).__name__} has no parameter to train")
+    decayed = [p for p in trained if p.ndim > 1 or not no_decay]
+    spared = [p for p in trained if not (p.ndim > 1 or not no_decay)]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class NonFinite(Exception):
+    """A loss or a gradient of ``drive`` is NaN or infinite; the weights were not touched."""
+
+    def __init__(self, drive: str, loss: float, late: bool) -> None:
+        super().__init__(drive)
+        self.drive = drive
+        self.loss = loss
+        self.late = late  # read one step late: the batch before this one is to blame
+
+
+class Drive:
+    """An optimizer and how it is driven. ``clip`` is the largest global gradient norm.
+
+    ``accumulate`` calls of `step` make one optimizer step. What is gathered at the end of an epoch
+    is carried over into the next one, so no batch is thrown away. ``steps`` counts optimizer steps
+    that reached the weights; a step skipped for float16 overflow counts in ``skipped`` and moves
+    neither the schedule nor the optimizer's own counters.
+
+    Parameters added to the optimizer after this are not driven.
+    """
+
+    SCALE = 65536.0  # first loss scale of float16, halved on overflow
+    GROWTH_INTERVAL = 2000  # doubled after so many steps without one
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: Schedule | None = None,
+        clip: float | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate={accumulate}: must be at least 1")
+        if clip is not None and not clip > 0:
+            raise ValueError(f"clip={clip}: must be above 0")
+        self.optimizer = optimizer
+        self.schedule = schedule or constant()
+        self.clip = clip
+        self.accumulate = accumulate
+        self.steps = 0
+        self.skipped = 0
+        self.waiting = 0  # batches gathered towards the next step
+        self.scale: float | None = None
+        self.norm: Tensor | float | None = None  # before clipping, of the newest step
+        self._calm = 0  # steps since the scale last changed
+        self._name = ""
+        self._groups = [(group, float(group["lr"])) for group in optimizer.param_groups]
+        self._params: list[Tensor] = [p for group, _ in self._groups for p in group["params"]]
+        self._factor: Callable[[int], float] = lambda step: 1.0
+        self._backward_context: torch.autocast | None = None
+        self._pending: _LateFlag | None = None
+
+    def start(
+        self,
+        name: str,
+        *,
+        total_updates: int | None,
+        updates_per_epoch: int,
+        half: torch.dtype | None = None,
+    ) -> None:
+        """Fix the schedule and precision; parameters are on their device from here on.
+
+        ``half`` is the dtype of autocast, None for plain float32.
+
+        Raises ValueError for a decaying schedule without a known number of updates.
+        """
+        total = None if total_updates is None else max(1, total_updates // self.accumulate)
+        schedule = self.schedule
+        if schedule.decays and total is None:
+            raise ValueError(
+                f"optimizer `{name}`: a {schedule.shape} schedule needs a budget in epochs or "
+                "updates, not in minutes"
+            )
+        warmup = schedule.warmup_steps(total, updates_per_epoch, self.accumulate)
+        self._name = name
+        self._factor = lambda step: schedule.factor(step, total, warmup)
+        self._device = self._params[0].device
+        self._alike = len({(p.dtype, p.device) for p in self._params}) == 1
+        self._found = torch.zeros(1, device=self._device)
+        self._one = torch.ones(1, device=self._device)
+        self._on_cpu = self._device.type == "cpu"
+        self._reads_late = self._device.type == "cuda" and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        )
+        if half is not None:
+            self._backward_context = torch.autocast(self._device.type, enabled=False)
+        if half is torch.float16 and self.scale is None:
+            self.scale = self.SCALE
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of the first parameter group."""
+        return self._groups[0][1] * self._factor(self.steps)
+
+    def step(self, total: Tensor) -> None:
+        """Backward from ``total`` (a scalar) and, every ``accumulate`` calls, one optimizer step.
+
+        Raises NonFinite before any weight is written.
+        """
+        if self.scale is None:
+            loss = total if self.accumulate == 1 else total / self.accumulate
+        else:
+            self.settle()  # an overflow changes the scale
+            loss = total.float() * (self.scale / self.accumulate)
+        if self._backward_context is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            with self._backward_context:
+                loss.backward()  # type: ignore[no-untyped-call]
+        self.waiting += 1
+        if self._on_cpu and not math.isfinite(value := total.item()):
+            self.drop()
+            raise NonFinite(self._name, value, late=False)
+        if self.waiting == self.accumulate:
+            self._finish(total.detach())
+
+    def _finish(self, total: Tensor) -> None:
+        self.settle()
+        grads = [p.grad for p in self._params if p.grad is not None]
+        if not grads:
+            raise ValueError(f"optimizer `{self._name}`: its loss reaches none of its parameters")
+        if self._on_cpu:
+            self._conclude(self._prepare_on_host(grads), float("nan"), late=False)
+            return
+        bad = self._prepare_on_device(grads, total)
+        if self._reads_late:
+            self._write(bad)
+            self._pending = _LateFlag(bad, total)
+        else:
+            self._conclude(not bad.item(), float(total), late=False)
+
+    def _conclude(self, finite: bool, loss: float, *, late: bool) -> None:
+        """Count a step whose fate is known; on the host, take it."""
+        if finite:
+            if not late:
+                self._write(None)
+            self.steps += 1
+            self._grow()
+            return
+        if not late:
+            self.drop()
+        if self.scale is None or self.scale <= 1.0 or (late and not math.isfinite(loss)):
+            raise NonFinite(self._name, loss, late)
+        self.skipped += 1
+        self.scale, self._calm = self.scale / 2, 0
+
+    def _write(self, found_inf: Tensor | None) -> None:
+        factor = self._factor(self.steps)
+        for group, lr in self._groups:
+            group["lr"] = lr * factor
+        optimizer: Any = self.optimizer
+        if found_inf is not None:  # the fused kernel leaves weights and moments alone where it is 1
+            optimizer.found_inf, optimizer.grad_scale = found_inf, None
+        optimizer.step()
+        if self._backward_context is not None:
+            torch.clear_autocast_cache()  # casts of the weights as they were
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the gradients gathered so far."""
+        for p in self._params:
+            p.grad = None
+        self.waiting = 0
+
+    def _prepare_on_host(self, grads: Sequence[Tensor]) -> bool:
+        """Unscale and clip in one pass; False if a gradient is not finite."""
+        scale = self.scale or 1.0
+        if self.clip is None and self._alike:
+            inverse = self._one if scale == 1.0 else self._one / scale
+            self._found.zero_()
+            # The kernel behind GradScaler: one pass, where a norm takes three.
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, self._found, inverse)
+            return not self._found.item()
+        norm = self._norm(grads).item() / scale
+        if not math.isfinite(norm):
+            return False
+        coefficient = 1.0 if self.clip is None else min(1.0, self.clip / (norm + 1e-6))
+        self.norm = norm
+        if coefficient != scale:
+            torch._foreach_mul_(grads, coefficient / scale)
+        return True
+
+    def _prepare_on_device(self, grads: Sequence[Tensor], total: Tensor) -> Tensor:
+        """The same without waiting for the device: (1,) float32, 1 where the step must not be."""
+        scale = self.scale or 1.0
+        norm = self._norm(grads) / scale
+        if self.clip is not None:
+            coefficient = (self.clip / (norm + 1e-6)).clamp(max=1.0) / scale
+            torch._foreach_mul_(grads, coefficient)
+        elif scale != 1.0:
+            torch._foreach_mul_(grads, 1.0 / scale)
+        self.norm = norm
+        return (~torch.isfinite(norm + total)).float().reshape(1)
+
+    def _norm(self, grads: Sequence[Tensor]) -> Tensor:
+        if self._alike:
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        return torch.nn.utils.get_total_norm(grads)
+
+    def settle(self) -> None:
+        """Read the flag of a step already queued on the device; raises NonFinite if it was bad."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            finite, loss = pending.read()
+            self._conclude(finite, loss, late=True)
+
+    def _grow(self) -> None:
+        if self.scale is None:
+            return
+        self._calm += 1
+        if self._calm == self.GROWTH_INTERVAL:
+            self.scale, self._calm = self.scale * 2, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs, gradients of an unfinished accumulation included."""
+        self.settle()
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "waiting": self.waiting,
+            "scale": self.scale,
+            "calm": self._calm,
+            "grads": [p.grad for p in self._params] if self.waiting else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state`` left off; the budget, and with it the schedule, may have grown."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+        self.skipped = state["skipped"]
+        self.waiting = state["waiting"]
+        self.scale = state["scale"]
+        self._calm = state["calm"]
+        for p, grad in zip(self._params, state["grads"], strict=False):
+            p.grad = None if grad is None else grad.to(p.device)
+        # load_state_dict puts new dicts into param_groups
+        base = [lr for _, lr in self._groups]
+        self._groups = list(zip(self.optimizer.param_groups, base, strict=True))
+
+
+class _LateFlag:
+    """A flag and a loss on their way to the host; reading waits for that step alone."""
+
+    def __init__(self, bad: Tensor, loss: Tensor) -> None:
+        both = torch.stack((bad.reshape(()), loss.float()))
+        self._host = torch.empty(2, pin_memory=True)
+        self._host.copy_(both, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def read(self) -> tuple[bool, float]:
+        self._arrived.synchronize()
+        bad, loss = self._host.tolist()
+        return not bad, loss
