@@ -1,11 +1,16 @@
 """Constant answers, the floor that any model must beat.
 
-Each function reads a whole target column and gives three candidates, float32 of shape (3, ...): what a head would answer
-to every sample. Heads combine by index: the first candidates together, the second, the third. The floor of a loss or of a
-metric is its best value over the candidates. For proper losses (cross-entropy, KL, BCE, squared error) and for accuracy
-that is the best constant there is; for the others it is a constant that a model must beat too, perhaps not the best.
+Each function reads a whole target column and gives three candidates, float32 of shape (3, ...):
+what a head would answer to every sample. Heads combine by index: the first candidates together,
+the second, the third. The floor of a loss or of a metric is its best value over the candidates.
 
-Errors: ValueError for an empty column, a shape that is not the one described, or an id that is no class.
+On the column it was built from, the first candidate is the best constant there is for every
+proper loss without extra weights (cross-entropy, KL, BCE, squared error), and some candidate is
+for the accuracy of hard targets. For the others a floor is the value of one constant that a model
+must beat too; a better one may exist.
+
+Errors: ValueError for an empty column, a shape that is not the one described, or an id that is no
+class.
 """
 
 import torch
@@ -14,16 +19,15 @@ from torch import Tensor
 __all__ = ["class_logits", "class_probs", "logits", "probs", "real"]
 
 _SURE = 20.0  # a logit that is as good as certain, and finite in every loss and dtype
-_ROWS = (
-    65_536  # rows summed at a time: sums are float64, and a float64 copy of a column may not fit
-)
+_ROWS = 65_536  # summed at a time: a float64 copy of a whole column may not fit
 
 
 def class_logits(target: Tensor, *, classes: int) -> Tensor:
     """(3, C) class logits: log frequency, the same with one added to each count, uniform.
 
-    `target` is ids (N,) or rows (N, C) of non-negative numbers. A class that is never seen has the logit -20 in the first;
-    the second is for losses that punish being sure of that. Both have their largest entry at the most frequent class.
+    `target` is ids (N,) or rows (N, C) of non-negative numbers. A class that is never seen has
+    the logit -20 in the first; the second is for losses that punish being sure of that. Both have
+    their largest entry at the most frequent class.
     """
     return class_probs(target, classes=classes).log().clamp(min=-_SURE)
 
@@ -63,7 +67,7 @@ def _counts(target: Tensor, classes: int) -> Tensor:
     """How often each class was seen, (C,) float64."""
     if target.dim() == 2 and target.shape[1] == classes:
         return _total(target)
-    if target.dim() != 1 or target.is_floating_point():
+    if target.dim() != 1 or target.is_floating_point() or target.dtype == torch.bool:
         raise ValueError(
             f"the target column is {tuple(target.shape)} of {target.dtype};"
             f" it should be integer class ids (N,) or rows (N, {classes})"

@@ -3,12 +3,14 @@
 Conventions shared by all of them:
 
 - `pred` is logits unless the name says otherwise (`mse` and `smooth_l1` take it as it is).
-- 16-bit inputs are computed, and returned, in float32, inside and outside autocast; float64 stays float64.
-- `reduction` is "mean", "sum" or "none". Elementwise losses average over elements; row losses (the class dimension is
-  the last one) have one value for each row and average over rows.
-- Shapes must agree exactly, nothing is broadcast: ValueError. `pred` that is not floating point: TypeError.
-- Nothing here reads a value on the host, so a call never waits for the device. The range of targets is for the data
-  checks, not for the hot loop.
+- 16-bit inputs are computed, and returned, in float32, inside and outside autocast; float64 stays
+  float64.
+- `reduction` is "mean", "sum" or "none". Elementwise losses average over elements; row losses
+  (the class dimension is the last one) have one value for each row and average over rows.
+- Shapes must agree exactly, nothing is broadcast: ValueError. `pred` that is not floating point:
+  TypeError.
+- Nothing here reads a value on the host, so a call never waits for the device. The range of
+  targets is for the data checks, not for the hot loop.
 """
 
 import math
@@ -60,7 +62,8 @@ def smooth_l1(
 ) -> Tensor:
     """d^2 / (2 beta) where d = |pred - target| < `beta`, else d - beta / 2 (Girshick 2015).
 
-    `pred` (...) is taken as it is. `beta` = 0 is the absolute error; a negative one is a ValueError.
+    `pred` (...) is taken as it is. `beta` = 0 is the absolute error; a negative one is a
+    ValueError.
     """
     pred, target = _elements("smooth_l1", pred, target, reduction)
     _at_least_zero("smooth_l1", "beta", beta)
@@ -77,9 +80,9 @@ def focal(
 ) -> Tensor:
     """Focal loss (Lin et al. 2017, eq. 5) of binary logits `pred` (...), `target` (...) in [0, 1].
 
-    -[a t (1 - s)^gamma log s + (1 - a) (1 - t) s^gamma log(1 - s)], s = sigmoid(pred), a = `alpha`; without `alpha` both
-    weights are 1. A soft target gives the expected loss of a label drawn with that probability.
-    `gamma` < 0 or `alpha` outside [0, 1] is a ValueError.
+    -[a t (1 - s)^gamma log s + (1 - a) (1 - t) s^gamma log(1 - s)], s = sigmoid(pred), a =
+    `alpha`; without `alpha` both weights are 1. A soft target gives the expected loss of a label
+    drawn with that probability. `gamma` < 0 or `alpha` outside [0, 1] is a ValueError.
     """
     pred, target = _elements("focal", pred, target, reduction)
     _at_least_zero("focal", "gamma", gamma)
@@ -106,9 +109,9 @@ def asymmetric(
 ) -> Tensor:
     """Asymmetric loss (Ridnik et al. 2021) of binary logits `pred` (...), `target` (...) in [0, 1].
 
-    -[t (1 - s)^gamma_pos log s + (1 - t) u^gamma_neg log(1 - u)] with s = sigmoid(pred), u = max(s - clip, 0):
-    answers of "no" that are already below `clip` cost nothing. All zeros is binary cross-entropy.
-    A negative gamma or `clip` outside [0, 1) is a ValueError.
+    -[t (1 - s)^gamma_pos log s + (1 - t) u^gamma_neg log(1 - u)] with s = sigmoid(pred), u =
+    max(s - clip, 0): answers of "no" that are already below `clip` cost nothing. All zeros is
+    binary cross-entropy. A negative gamma or `clip` outside [0, 1) is a ValueError.
     """
     pred, target = _elements("asymmetric", pred, target, reduction)
     _at_least_zero("asymmetric", "gamma_pos", gamma_pos)
@@ -132,9 +135,10 @@ def cross_entropy(
 ) -> Tensor:
     """Cross-entropy of class logits `pred` (..., C); one value for each row.
 
-    `target` is class ids (...) of an integer type, or rows of probabilities (..., C). -sum_c t_c log softmax(pred)_c,
-    where `label_smoothing` e replaces t by (1 - e) t + e / C. Every row counts in the mean; an id outside [0, C) is an
-    error of torch (there is no id that means "ignore").
+    `target` is class ids (...) of an integer type, or rows of probabilities (..., C). -sum_c t_c
+    log softmax(pred)_c, where `label_smoothing` e replaces t by (1 - e) t + e / C. Every row
+    counts in the mean; an id outside [0, C) is an error of torch (there is no id that means
+    "ignore").
     """
     pred, target = _rows("cross_entropy", pred, target, reduction)
     classes = pred.shape[-1]
@@ -151,9 +155,10 @@ def cross_entropy(
 def kl_div(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """KL(target || softmax(pred)) of class logits `pred` (..., C); one value for each row.
 
-    `target` is rows of probabilities (..., C); 0 log 0 = 0. "mean" is the sum over classes divided by the number of
-    rows that have a target: an all-zero row adds nothing and is not counted, so that rows without a target do not make
-    the loss look small. Without any such row the mean is 0.
+    `target` is rows of probabilities (..., C); 0 log 0 = 0. "mean" is the sum over classes
+    divided by the number of rows that have a target: an all-zero row adds nothing and is not
+    counted, so that rows without a target do not make the loss look small. Without any such row
+    the mean is 0.
     """
     if pred.shape != target.shape:
         raise _shapes_differ("kl_div", pred, target, "rows of probabilities, the same shape")
@@ -174,10 +179,11 @@ def gce(
 ) -> Tensor:
     """Generalised cross-entropy (Zhang & Sabuncu 2018) of class logits `pred` (..., C), by row.
 
-    sum_c [t_c (1 - p_c^q) / q + negative p_c (1 - t_c)] with p = softmax(pred); logits are clamped to +-100 and p to
-    [1e-7, 1]. `target` is class ids (...) or rows of probabilities (..., C). q -> 0 is cross-entropy, q = 1 the
-    absolute error; its gradient is p^q times that of cross-entropy, which over many classes is next to nothing at the
-    start. `q` outside (0, 1] is a ValueError.
+    sum_c [t_c (1 - p_c^q) / q + negative p_c (1 - t_c)] with p = softmax(pred); logits are
+    clamped to +-100 and p to [1e-7, 1]. `target` is class ids (...) or rows of probabilities
+    (..., C). q -> 0 is cross-entropy, q = 1 is 1 - p; its gradient is p^q times that of
+    cross-entropy, which over many classes is next to nothing at the start. `q` outside (0, 1] is
+    a ValueError.
     """
     pred, target = _rows("gce", pred, target, reduction)
     if not 0.0 < q <= 1.0:

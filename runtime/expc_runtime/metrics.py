@@ -1,10 +1,12 @@
 """Metrics: torchmetrics with sums for states, so that an epoch is exact whatever the batch size.
 
-`update(pred, target)` takes one batch and never waits for the device; `compute()` gives a 0-dim float64 tensor, NaN only
-if nothing was seen. (float64, because 95 right of 100 must reach a gate of 0.95, and in float32 it does not.)
+`update(pred, target)` takes one batch and never waits for the device; `compute()` gives a 0-dim
+float64 tensor, NaN only if nothing was seen. (float64, because 95 right of 100 must reach a gate
+of 0.95, and in float32 it does not.)
 
-Metrics with a `threshold` read `pred` as it is given: answer yes where pred >= threshold. So 0.5 fits probabilities and 0
-fits logits. A target means yes where target >= 0.5. Shapes must agree exactly: ValueError.
+Metrics with a `threshold` read `pred` as it is given: answer yes where pred >= threshold. So 0.5
+fits probabilities and 0 fits logits. A target means yes where target >= 0.5. Shapes must agree
+exactly: ValueError.
 """
 
 import torch
@@ -56,8 +58,8 @@ class _Mean(Metric):
 class Accuracy(_Mean):
     """Share of rows of class logits (..., C) whose largest entry is the right class.
 
-    The target is class ids (...) or rows (..., C), whose class is their largest entry; an all-zero row has no class and is
-    not counted.
+    The target is class ids (...) or rows (..., C), whose class is their largest entry; an
+    all-zero row has no class and is not counted.
     """
 
     def update(self, pred: Tensor, target: Tensor) -> None:
@@ -71,8 +73,9 @@ class Accuracy(_Mean):
 class TopK(_Mean):
     """How much of the target the `k` largest class logits (..., C) hold, mean over rows.
 
-    Class ids (...): 1 if the id is among them. Rows (..., C): with n positive entries, the number of those among the k
-    divided by min(k, n); a row without any is not counted. `k` over C is a ValueError.
+    Class ids (...): 1 if the id is among them. Rows (..., C): with n positive entries, the number
+    of those among the k divided by min(k, n); a row without any is not counted. `k` over C is a
+    ValueError.
     """
 
     def __init__(self, *, k: int = 5) -> None:
@@ -142,7 +145,7 @@ class SampleF1(_Mean):
 
 
 class F1(Metric):
-    """2 TP / (2 TP + FP + FN) over all elements together; 1 if there was nothing to find or found."""
+    """2 TP / (2 TP + FP + FN) over all elements; 1 if there was nothing to find or found."""
 
     full_state_update = False
     is_differentiable = False

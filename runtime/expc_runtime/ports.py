@@ -1,7 +1,7 @@
 """Names for what a tensor means, for the annotations of your own losses, metrics and models.
 
-To torch each of them is a `Tensor`. The compiler reads the annotations from the source text and checks with them that
-a loss is given what it was written for:
+To torch each of them is a `Tensor`. The compiler reads the annotations from the source text and
+checks with them that a loss is given what it was written for:
 
     def hinge(pred: BinaryLogits, target: Prob, *, reduction: str = "mean") -> Tensor: ...
 """

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 class ConvNet(nn.Module):
     """Plain convolutions: image (B, in_channels, H, W) -> features (B, channels[-1]).
 
-    For each entry of `channels` a 3x3 convolution (stride 1 for the first, 2 for the others), batch norm unless `norm` is
-    false, ReLU; then the mean over the plane, and dropout. No `channels` is a ValueError.
+    For each entry of `channels` a 3x3 convolution (stride 1 for the first, 2 for the others),
+    batch norm unless `norm` is false, ReLU; then the mean over the plane, and dropout. No
+    `channels` is a ValueError.
     """
 
     def __init__(

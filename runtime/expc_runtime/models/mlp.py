@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class MLP(nn.Module):
     """Fully connected layers with ReLU: (B, ...) with `in_features` elements -> (B, hidden[-1]).
 
-    Dropout follows each layer. Without `hidden` the features are the flat input itself, which with a head on top is a
-    linear model.
+    Dropout follows each layer. Without `hidden` the features are the flat input itself, which
+    with a head on top is a linear model.
     """
 
     def __init__(
