@@ -307,12 +307,12 @@ def _write(path: Path, held: State, tensors: Mapping[str, Tensor]) -> None:
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise _cannot_hold(error) from error
         file.flush()
-        # The CRC pass reads the page cache while the disk is still writing it.
-        sync = _Fsync(file.fileno())
-        sync.start()
-        fault = fault_of(path)
-        sync.finish()
-    if fault is not None:
+        with _fsync_beside(file.fileno()):  # we read the page cache while the disk writes it
+            _prove(path, tensors)
+
+
+def _prove(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    if (fault := fault_of(path)) is not None:
         raise OSError(f"{path}: written, but {fault} when read back")
     try:
         back = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
@@ -333,22 +333,25 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-class _Fsync(threading.Thread):
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(name="checkpoint-fsync")
-        self._descriptor = descriptor
-        self._error: OSError | None = None
+@contextmanager
+def _fsync_beside(descriptor: int) -> Iterator[None]:
+    """fsync in a thread while the body runs; leaves when both are done."""
+    failed: list[OSError] = []
 
-    def run(self) -> None:
+    def sync() -> None:
         try:
-            os.fsync(self._descriptor)
+            os.fsync(descriptor)
         except OSError as error:
-            self._error = error
+            failed.append(error)
 
-    def finish(self) -> None:
-        self.join()
-        if self._error is not None:
-            raise self._error
+    thread = threading.Thread(target=sync, name="checkpoint-fsync")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -370,9 +373,11 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _refuse_nonfinite(tensors: Mapping[str, Tensor], series: str, step: int) -> None:
     for name in _nonfinite(tensors):
         tensor = tensors[name]
+        tensor = tensor if tensor.is_complex() else tensor.double()  # float8 has no isfinite
         if _is_mask(tensor):
             continue
-        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        nan = int(tensor.isnan().sum())
+        infinite = tensor.numel() - nan - int(tensor.isfinite().sum())
         raise Diverged(
             f"{series} checkpoint at step {step} refused: {name} has {nan} NaN and {infinite} "
             f"infinite of {tensor.numel()} values; the generation before it stays"
@@ -380,21 +385,26 @@ def _refuse_nonfinite(tensors: Mapping[str, Tensor], series: str, step: int) -> 
 
 
 def _nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
-    names: dict[torch.device, list[str]] = {}
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() or tensor.is_complex():
-            names.setdefault(tensor.device, []).append(name)
-    found = []
-    for group in names.values():  # one transfer for each device, not one for each tensor
-        finite = torch.stack([tensors[n].detach().isfinite().all() for n in group]).tolist()
-        found += [n for n, ok in zip(group, finite, strict=True) if not ok]
-    return found
+    floating = {
+        name: torch.view_as_real(t.detach()) if t.is_complex() else t.detach()
+        for name, t in tensors.items()
+        if t.is_floating_point() or t.is_complex()
+    }
+    # NaN and infinity survive a sum, which reads memory once and stores nothing. A sum of finite
+    # values may overflow: then, and only then, each value is looked at.
+    sums: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in floating.items():
+        wide = tensor.dtype if tensor.element_size() > 2 else torch.float32
+        sums.setdefault(tensor.device, {})[name] = tensor.sum(dtype=wide).double()
+    suspects: list[str] = []
+    for group in sums.values():  # one transfer for each device, not one for each tensor
+        finite = torch.stack(list(group.values())).isfinite().tolist()
+        suspects += [name for name, ok in zip(group, finite, strict=True) if not ok]
+    return [n for n in suspects if not bool(floating[n].double().isfinite().all())]
 
 
 def _is_mask(tensor: Tensor) -> bool:
     """An additive attention mask: zeros and -inf, both present."""
-    if tensor.is_complex():
-        return False
     zero, closed = tensor == 0, tensor == -torch.inf
     return bool((zero | closed).all() & zero.any())
 

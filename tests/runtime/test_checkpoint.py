@@ -324,6 +324,21 @@ def test_weights_that_are_not_finite_are_refused(
     assert loaded is not None and loaded[1].step == 1
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.float8_e4m3fn]
+)
+def test_a_nan_is_seen_in_every_precision(dtype: "torch.dtype", tmp_path: Path) -> None:
+    good = torch.ones(5).to(dtype)
+    bad = torch.tensor([1.0, 1.0, float("nan")]).to(dtype)
+    Store(tmp_path).save({"a": good, "b": good}, step=0)
+    with pytest.raises(Diverged, match="b has 1 NaN and 0 infinite of 3"):
+        Store(tmp_path).save({"a": good, "b": bad}, step=1)
+
+
+def test_large_values_whose_sum_overflows_are_finite(tmp_path: Path) -> None:
+    Store(tmp_path).save({"w": torch.full((100,), 3e38), "h": torch.full((9,), 6e4).half()}, step=0)
+
+
 def test_an_attention_mask_is_not_a_divergence(tmp_path: Path) -> None:
     mask = torch.full((4, 4), -torch.inf).triu(1)
     Store(tmp_path).save({"model": {"mask": mask}}, step=0)
