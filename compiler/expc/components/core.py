@@ -1,0 +1,90 @@
+"""What a component declares: its name, its parameters, its ports, and the runtime name that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from expc.ir import Port
+
+Family = Literal["data", "model", "head", "loss", "metric", "optim", "schedule"]
+
+
+class Params(BaseModel):
+    """Parameters of a component. Strict: what a user wrote is never coerced in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to use a component: the ports it takes, and the runtime object that takes them."""
+
+    takes: tuple[Port, ...]
+    target: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a data source: what it means, the shape of one sample, and what is known of it without reading it.
+
+    `classes` counts class ids; `prior` is the share of the largest class, or the mean of a probability.
+    """
+
+    port: Port
+    shape: tuple[int, ...] = ()
+    classes: int | None = None
+    prior: float | None = None
+
+
+@dataclass(frozen=True)
+class Component:
+    """A declaration. Its torch code lives in the runtime, under `target`.
+
+    `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
+    runtime's own default holds: a test compares the two.
+    """
+
+    family: Family
+    name: str
+    about: str
+    params: type[Params]
+    target: str = ""
+    forms: tuple[Form, ...] = ()
+    columns: Mapping[str, Column] = field(default_factory=dict)
+    rows: int | None = None
+    inputs: tuple[str, ...] = ()
+    better: Literal["higher", "lower", ""] = ""
+    traits: frozenset[str] = frozenset()
+    own: bool = False
+
+    def fields(self) -> list[str]:
+        """Names a user may write, in declaration order."""
+        return list(self.params.model_fields)
+
+
+@dataclass(frozen=True)
+class Use:
+    """A component as a spec uses it: the declaration, its checked parameters, and which of them were written."""
+
+    component: Component
+    params: Params
+    path: tuple[str | int, ...]
+    slot: Any = None
+
+    @property
+    def name(self) -> str:
+        """The name after `use:`."""
+        return self.component.name
+
+    @property
+    def written(self) -> list[str]:
+        """Parameters that the spec sets, in declaration order."""
+        return [name for name in self.component.fields() if name in self.params.model_fields_set]
+
+    def param(self, name: str) -> Any:
+        """The value of a parameter, written or default."""
+        return getattr(self.params, name)

@@ -1,0 +1,80 @@
+"""Data sources: a source gives whole columns, the feed slices batches from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from expc.components.core import Column, Component, Params
+from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Features, Port, Prob, Real
+
+COLUMN_PORTS: dict[str, Port] = {
+    "features": Features,
+    "class": ClassId,
+    "prob": Prob,
+    "real": Real,
+    "class_probs": ClassProbs,
+}
+"""Words for the meaning of a column, in specs and in a source's `columns`."""
+
+HEAD_PORTS: dict[str, Port] = {
+    "logits": BinaryLogits,
+    "class_logits": ClassLogits,
+    "prob": Prob,
+    "real": Real,
+}
+"""Words for what a head gives."""
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Split(Params):
+    """How rows are held out. The seed is the split's own: runs that differ in their seed share the split."""
+
+    val: Share = Field(0.0, description="share of rows for validation")
+    test: Share = Field(0.0, description="share of rows measured once, at the end")
+    seed: int = Field(0, ge=0, description="seed of the permutation that splits")
+
+
+class DataSlot(Params):
+    """What any data source takes beside its own parameters."""
+
+    batch: Annotated[int, Field(ge=1)] = Field(description="rows in one batch")
+    split: Split = Field(default_factory=Split, description="what is held out")
+    drop_last: bool = Field(False, description="leave out an epoch's short last batch")
+    inputs: dict[str, str] = Field(
+        default_factory=dict, description="model input -> column, where the names differ"
+    )
+
+
+class Digits(Params):
+    """No parameters."""
+
+
+class Arrays(Params):
+    """Parameters of `arrays`."""
+
+    file: str = Field(description="an .npz, .safetensors or .csv file, from the project root")
+    columns: dict[str, Literal["features", "class", "prob", "real", "class_probs"]] = Field(
+        min_length=1, description="column -> what it means"
+    )
+
+
+DATA = (
+    Component(
+        "data", "digits", "1,797 handwritten digits, 8x8 (scikit-learn's own)", Digits,
+        "expc_runtime.data.digits:Digits", rows=1797,
+        columns={
+            "image": Column(Features, (1, 8, 8)),
+            "digit": Column(ClassId, classes=10, prior=183 / 1797),
+            "even": Column(Prob, prior=891 / 1797),
+            "loop": Column(Prob, prior=713 / 1797),
+            "zero": Column(Prob, prior=178 / 1797),
+        },
+    ),
+    Component(
+        "data", "arrays", "columns of a file that fits in memory", Arrays,
+        "expc_runtime.data.arrays:Arrays",
+    ),
+)  # fmt: skip

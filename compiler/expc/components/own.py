@@ -1,0 +1,150 @@
+"""A user's own class or function as a component: its declaration is its signature, read from source text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field, create_model
+
+from expc.components.core import Column, Component, Family, Form, Params
+from expc.components.data import COLUMN_PORTS
+from expc.findings import Edit, Finding, Span, suggest
+from expc.ir import PORTS, Any_, Port
+from expc.signatures import NotFound, Parameter, Signature, signature
+
+_GIVEN: dict[Family, frozenset[str]] = {
+    "loss": frozenset({"pred", "target", "reduction"}),
+    "head": frozenset({"in_features"}),
+    "optim": frozenset({"params"}),
+    "schedule": frozenset(),
+    "model": frozenset(),
+    "metric": frozenset(),
+    "data": frozenset(),
+}
+"""Parameters that the generated code fills in: a spec may not set them."""
+
+
+def own_component(
+    family: Family, target: str, root: Path, span: Span
+) -> tuple[Component | None, Finding | None]:
+    """The component behind `package.module:Name`, or what is wrong with it."""
+    try:
+        found = signature(target, root)
+    except NotFound as error:
+        return None, _not_found(target, error, span)
+    try:
+        forms = _forms(family, found)
+        columns = dict(_columns(found)) if family == "data" else {}
+    except ValueError as error:
+        return None, Finding("XC106", f"`{target}` {error}", span)
+    better = found.attributes.get("higher_is_better") if family == "metric" else None
+    return (
+        Component(
+            family=family,
+            name=target,
+            about="your own",
+            params=_params(family, found),
+            target=target,
+            forms=forms,
+            columns=columns,
+            inputs=tuple(parameter.name for parameter in found.methods.get("forward", ())),
+            better={True: "higher", False: "lower"}.get(better, "") if isinstance(better, bool) else "",
+            own=True,
+        ),
+        None,
+    )
+
+
+def _not_found(target: str, error: NotFound, span: Span) -> Finding:
+    module, _, name = target.partition(":")
+    hint = suggest(name, error.near)
+    fix = (Edit(span, f"{module}:{hint.split('`')[1]}"),) if hint else ()
+    return Finding(
+        "XC106",
+        str(error),
+        span,
+        why="the generated module would fail at its first import",
+        help=hint or "own code is found from the project root, or installed",
+        fix=fix,
+    )
+
+
+def _params(family: Family, found: Signature) -> type[Params]:
+    fields: dict[str, Any] = {}
+    for parameter in found.parameters:
+        if parameter.name in _GIVEN[family]:
+            continue
+        default = ... if parameter.required else parameter.default
+        fields[parameter.name] = (_annotation(parameter), Field(default))
+    config = ConfigDict(extra="allow" if found.open else "forbid", frozen=True, strict=True)
+    model: type[Params] = create_model(found.name, __base__=Params, **fields)
+    model.model_config = config
+    model.model_rebuild(force=True)
+    return model
+
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+def _annotation(parameter: Parameter) -> Any:
+    """A type that the spec's value is checked against; anything where the source is not plain."""
+    try:
+        return _type_of(ast.parse(parameter.annotation, mode="eval").body)
+    except SyntaxError:
+        return Any
+
+
+def _type_of(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return _TYPES.get(node.id, Any)
+    if isinstance(node, ast.Constant) and node.value is None:
+        return type(None)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        left, right = _type_of(node.left), _type_of(node.right)
+        return Any if Any in (left, right) else left | right
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("tuple", "list", "Sequence"):
+        inner = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
+        return list[_type_of(inner)]  # type: ignore[misc]
+    return Any
+
+
+def _forms(family: Family, found: Signature) -> tuple[Form, ...]:
+    if family == "loss":
+        return (Form((_port(found.parameters, "pred"), _port(found.parameters, "target"))),)
+    if family == "metric":
+        update = found.methods.get("update")
+        if update is None or len(update) < 2:
+            raise ValueError("has no `update(self, pred, target)`, which a metric needs")
+        return (Form((_named_port(update[0]), _named_port(update[1]))),)
+    if family == "model" and "forward" not in found.methods:
+        raise ValueError("has no `forward`, which a model needs")
+    return (Form((Any_,)),)
+
+
+def _port(parameters: tuple[Parameter, ...], name: str) -> Port:
+    for parameter in parameters:
+        if parameter.name == name:
+            return _named_port(parameter)
+    raise ValueError(f"takes no `{name}`; a loss is `name(pred, target, *, reduction='mean', ...)`")
+
+
+def _named_port(parameter: Parameter) -> Port:
+    return PORTS.get(parameter.annotation.rsplit(".", 1)[-1], Any_)
+
+
+def _columns(found: Signature) -> Iterator[tuple[str, Column]]:
+    declared = found.attributes.get("columns")
+    if not isinstance(declared, dict) or not declared:
+        raise ValueError(
+            "has no class attribute `columns`, a literal map such as "
+            '`{"image": "features", "label": "class"}`'
+        )
+    for name, meaning in declared.items():
+        if meaning not in COLUMN_PORTS:
+            raise ValueError(
+                f"says column `{name}` is `{meaning}`; a column is one of {', '.join(COLUMN_PORTS)}"
+            )
+        yield str(name), Column(COLUMN_PORTS[meaning])

@@ -1,0 +1,399 @@
+"""Print a program as a Python module. Nothing here asks what kind of experiment it prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from expc.ir import (
+    Call,
+    Flag,
+    Module,
+    Name,
+    Op,
+    Operand,
+    Optim,
+    Phase,
+    Program,
+    Routine,
+    Value,
+)
+from expc.plan import flag_name
+from expc.source import KeyPath
+from expc.sweep import number
+
+_MODULE_STYLE = frozenset({"expc_runtime.losses", "expc_runtime.floors"})
+"""Runtime modules whose functions are called as `losses.bce`: their names would shadow locals."""
+
+_BASE = (
+    "dataclasses:dataclass",
+    "torch:Tensor",
+    "expc_runtime.fit:fit",
+    "expc_runtime.flags:Run",
+    "expc_runtime.flags:parse",
+    "expc_runtime.module:Batch",
+    "expc_runtime.module:Module",
+    "expc_runtime.optim:Drive",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a body, and the place in the spec that it comes from."""
+
+    text: str
+    path: KeyPath | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method to print."""
+
+    signature: str
+    doc: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Fields of `Config` that belong to one key of the stage."""
+
+    title: str
+    fields: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PythonFile:
+    """What the module template prints."""
+
+    path: str
+    spec: str
+    variant: str
+    about: str
+    example: str
+    project_root: int
+    imports: tuple[tuple[str, ...], ...]
+    own_imports: tuple[str, ...]
+    program: str
+    out: str
+    sections: tuple[Section, ...]
+    name: str
+    doc: str
+    methods: tuple[Method, ...]
+    main: tuple[Line, ...]
+
+    def lines(self) -> Iterator[Line]:
+        """Every mapped line, in the order in which the file shows them."""
+        for section in self.sections:
+            yield from section.fields
+        for method in self.methods:
+            yield from method.lines
+        yield from self.main
+
+
+@dataclass
+class Imports:
+    """Names a module needs. A name that is taken is called by its full path instead."""
+
+    own_root: frozenset[str]
+    taken: set[str]
+    found: dict[str, set[str]] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
+
+    def call(self, target: str) -> str:
+        """How `module:name` is called in the file."""
+        module, _, name = target.partition(":")
+        if not name:
+            return target
+        package, _, last = module.rpartition(".")
+        if module in _MODULE_STYLE:
+            self.found.setdefault(package, set()).add(last)
+            return f"{last}.{name}"
+        known = name in self.found.get(module, ())
+        if not known and (name in self.taken or name[0].islower() and module not in _OURS):
+            self.whole.add(module)
+            return f"{module}.{name}"
+        self.found.setdefault(module, set()).add(name)
+        self.taken.add(name)
+        return name
+
+    def is_own(self, module: str) -> bool:
+        """Whether a module is the user's, found from the project root."""
+        return module.split(".")[0] in self.own_root
+
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """Import lines: standard library, third parties, the runtime."""
+        ranks: dict[int, list[str]] = {0: [], 1: [], 2: []}
+        for line, module in self._lines():
+            if not self.is_own(module):
+                ranks[_rank(module)].append(line)
+        return tuple(tuple(lines) for lines in ranks.values() if lines)
+
+    def own(self) -> tuple[str, ...]:
+        """Import lines of the user's own modules."""
+        return tuple(line for line, module in self._lines() if self.is_own(module))
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        for module in sorted(self.whole):
+            yield f"import {module}", module
+        for module, names in sorted(self.found.items()):
+            yield f"from {module} import {', '.join(sorted(names))}", module
+
+
+_OURS = frozenset({"dataclasses", "torch", "torch.optim"}) | {
+    f"expc_runtime.{name}"
+    for name in ("fit", "flags", "module", "optim", "clocks", "gates", "checkpoint", "models")
+}
+
+
+def _rank(module: str) -> int:
+    top = module.split(".")[0]
+    return 0 if top == "dataclasses" else 2 if top == "expc_runtime" else 1
+
+
+def python_file(module: Module, experiment: str, spec: str, folder: str, own_root: Iterable[str]) -> PythonFile:
+    """A module's text, piece by piece, for the template."""
+    program = module.program
+    imports = Imports(frozenset(own_root), {program.name, "Config", "main"})
+    for target in _BASE:
+        imports.call(target)
+    stem = module.file.removesuffix(".py")
+    path = f"{folder}/{module.file}"
+    methods = tuple(_methods(program, imports))
+    main = tuple(_main(program, imports))
+    return PythonFile(
+        path=path,
+        spec=spec,
+        variant=f"stage {program.stage}" + (f", {module.label}" if module.label else ""),
+        about=_prose(program.about),
+        example=_example(program),
+        project_root=len(folder.split("/")),
+        imports=imports.groups(),
+        own_imports=imports.own(),
+        program=module.digest,
+        out=f"runs/{experiment}/by_hand/{stem}",
+        sections=tuple(_sections(program.flags)),
+        name=program.name,
+        doc=_prose(program.doc),
+        methods=methods,
+        main=main,
+    )
+
+
+def _prose(text: str) -> str:
+    """Text for a docstring: no quotes or backslashes that would end it."""
+    return text.replace("\\", "/").replace('"""', "'''").strip()
+
+
+def _example(program: Program) -> str:
+    swept = [flag for flag in program.flags if flag.swept]
+    parts = [f"{flag_name(flag)} {shell_value(flag.default)}" for flag in swept[:1]]
+    return " ".join([*parts, "--seed 2"])
+
+
+def shell_value(value: object) -> str:
+    """A flag's value as it is given on a command line."""
+    if isinstance(value, tuple | list):
+        return ",".join(number(item) for item in value)
+    return number(value)
+
+
+# -------------------------------------------------------------------------------------------------- Config
+
+
+def _sections(flags: Sequence[Flag]) -> Iterator[Section]:
+    for title, fields in groupby(flags, key=lambda flag: flag.section):
+        yield Section(title, tuple(_field(flag) for flag in fields))
+
+
+def _field(flag: Flag) -> Line:
+    mark = "  # *" if flag.swept else ""
+    return Line(f"{flag.field}: {_type(flag.default)} = {literal(flag.default)}{mark}", flag.path)
+
+
+def _type(value: object) -> str:
+    if isinstance(value, tuple):
+        inner = {_type(item) for item in value}
+        return f"tuple[{' | '.join(sorted(inner)) or 'int'}, ...]"
+    return "None" if value is None else type(value).__name__
+
+
+def literal(value: object) -> str:
+    """A value as Python prints it, with double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, tuple):
+        inner = ", ".join(literal(item) for item in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    return repr(value)
+
+
+# ------------------------------------------------------------------------------------------------- methods
+
+
+def _methods(program: Program, imports: Imports) -> Iterator[Method]:
+    yield _init(program, imports)
+    first = [r for r in program.routines if r.grad and not r.batch]
+    for routine in first:
+        yield _routine(program, routine, imports)
+    yield Method(
+        "def update(self, batch: Batch) -> None:",
+        "One batch: forward, losses, and an optimizer step for each total.",
+        tuple(_update(program, imports)),
+    )
+    for routine in program.routines:
+        if routine not in first:
+            yield _routine(program, routine, imports)
+    yield _drives(program, imports)
+
+
+def _init(program: Program, imports: Imports) -> Method:
+    lines = [Line("super().__init__()"), Line("self.cfg = cfg")]
+    for net in program.nets:
+        lines.append(Line(f"self.{net.name} = {_expression(net.build, imports, 'cfg')}", net.path))
+    return Method("def __init__(self, cfg: Config) -> None:", "", tuple(lines))
+
+
+def _routine(program: Program, routine: Routine, imports: Imports) -> Method:
+    taken = "batch: Batch" if routine.batch else ", ".join(f"{v.name}: Tensor" for v in routine.ins)
+    lines: list[Line] = []
+    if routine.batch:
+        lines.append(_unpack(program, routine.ops))
+    lines += _body(routine.ops, imports)
+    if routine.out:
+        always_tuple = bool(routine.returns)
+        lines.append(Line(f"return {_tuple(routine.out, always=always_tuple)}"))
+    returns = routine.returns or _returns(routine.out)
+    return Method(f"def {routine.name}(self, {taken}) -> {returns}:", routine.doc, tuple(lines))
+
+
+def _returns(out: Sequence[Value]) -> str:
+    if not out:
+        return "None"
+    return "Tensor" if len(out) == 1 else f"tuple[{', '.join('Tensor' for _ in out)}]"
+
+
+def _tuple(values: Sequence[Value], *, always: bool) -> str:
+    names = ", ".join(value.name for value in values)
+    return f"({names},)" if always and len(values) == 1 else names
+
+
+def _update(program: Program, imports: Imports) -> Iterator[Line]:
+    yield _unpack(program, [op for phase in program.phases for op in phase.ops])
+    for phase in program.phases:
+        if len(program.phases) == 1:
+            yield from _body(phase.ops, imports)
+        else:
+            yield Line(f"with self.only({_trained(program, phase)}):", phase.ops[0].path)
+            for line in _body(phase.ops, imports):
+                yield Line(f"    {line.text}", line.path)
+
+
+def _trained(program: Program, phase: Phase) -> str:
+    optim = next(optim for optim in program.optims if optim.name == phase.optim)
+    return ", ".join(f"self.{net}" for net in optim.nets)
+
+
+def _unpack(program: Program, ops: Sequence[Op]) -> Line:
+    read = {operand.name for op in ops for operand in op.ins if isinstance(operand, Value)}
+    columns = program.feed.columns
+    names = [column.name if column.name in read else "_" for column in columns]
+    left = f"({names[0]},)" if len(names) == 1 else ", ".join(names)
+    return Line(f"{left} = batch", program.feed.path)
+
+
+def _body(ops: Sequence[Op], imports: Imports) -> list[Line]:
+    lines: list[Line] = []
+    for frozen, group in groupby(ops, key=lambda op: not op.grad):
+        printed = [Line(_statement(op, imports), op.path) for op in group]
+        if frozen:
+            lines.append(Line("with torch.no_grad():", printed[0].path))
+            imports.whole.add("torch")
+            printed = [Line(f"    {line.text}", line.path) for line in printed]
+        lines += printed
+    return lines
+
+
+def _statement(op: Op, imports: Imports) -> str:
+    where = "self.cfg"
+    ins = [_expression(operand, imports, where) for operand in op.ins]
+    named = [f"{name}={_expression(operand, imports, where)}" for name, operand in op.kwargs]
+    out = ", ".join(value.name for value in op.out)
+    assign = f"{out} = " if out else ""
+    match op.kind:
+        case "convert" | "detach" if op.target.startswith("."):
+            return f"{assign}{ins[0]}{op.target}"
+        case "sum":
+            terms = zip(ins, op.weights, strict=True)
+            return assign + " + ".join(_weighted(term, factor, where) for term, factor in terms)
+        case "step":
+            return f"self.step({json.dumps(op.target)}, {ins[0]})"
+        case "return":
+            return f"return {', '.join(ins)}"
+        case _:
+            return f"{assign}{imports.call(op.target)}({', '.join([*ins, *named])})"
+
+
+def _weighted(term: str, factor: Flag | float | None, cfg: str) -> str:
+    if factor is None:
+        return term
+    return f"{cfg}.{factor.field} * {term}" if isinstance(factor, Flag) else f"{factor!r} * {term}"
+
+
+def _drives(program: Program, imports: Imports) -> Method:
+    lines = [Line("cfg = self.cfg")] if _uses_flags(program.optims) else []
+    drives = []
+    for optim in program.optims:
+        drive = Call("expc_runtime.optim:Drive", (optim.build,), optim.drive)
+        drives.append(f'"{optim.name}": {_expression(drive, imports, "cfg")}')
+    lines.append(Line("return {" + ", ".join(drives) + "}", program.optims[0].path))
+    return Method(
+        "def drives(self) -> dict[str, Drive]:",
+        "One optimizer for each total, with its schedule, clip and accumulation.",
+        tuple(lines),
+    )
+
+
+def _uses_flags(optims: Sequence[Optim]) -> bool:
+    operands = [operand for optim in optims for _, operand in optim.drive]
+    return any(_has_flag(operand) for operand in [*(optim.build for optim in optims), *operands])
+
+
+def _has_flag(operand: Operand) -> bool:
+    if isinstance(operand, Call):
+        return any(map(_has_flag, (*operand.args, *(inner for _, inner in operand.kwargs))))
+    if isinstance(operand, tuple):
+        return any(map(_has_flag, operand))
+    return isinstance(operand, Flag)
+
+
+def _main(program: Program, imports: Imports) -> Iterator[Line]:
+    feed = _expression(program.feed.build, imports, "cfg")
+    arguments = [program.name, "cfg", feed]
+    arguments += [f"{name}={_expression(operand, imports, 'cfg')}" for name, operand in program.run]
+    arguments += ["file=__file__", "program=PROGRAM"]
+    yield Line(f"return fit({', '.join(arguments)},)", ("stages", program.stage))
+
+
+def _expression(operand: Operand, imports: Imports, cfg: str) -> str:
+    match operand:
+        case Value():
+            return operand.name
+        case Flag():
+            return f"{cfg}.{operand.field}"
+        case Name():
+            return operand.text
+        case Call(target="", kwargs=entries):
+            pairs = (f"{json.dumps(k)}: {_expression(v, imports, cfg)}" for k, v in entries)
+            return "{" + ", ".join(pairs) + "}"
+        case Call():
+            inner = [_expression(item, imports, cfg) for item in operand.args]
+            inner += [f"{k}={_expression(v, imports, cfg)}" for k, v in operand.kwargs]
+            return f"{imports.call(operand.target)}({', '.join(inner)})"
+        case tuple():
+            inner = [_expression(item, imports, cfg) for item in operand]
+            return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"
+        case _:
+            return literal(operand)

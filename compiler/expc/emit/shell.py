@@ -1,0 +1,117 @@
+"""Print a plan as a shell script. Every value passes one filter."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from expc.emit.python import shell_value
+from expc.ir import Block, Loop, Name, Plan, StageRun
+from expc.sweep import number
+
+
+class Quoted(str):
+    """Shell text that is safe to print as it is."""
+
+    __slots__ = ()
+
+
+def quote(value: object) -> Quoted:
+    """The one filter: a value as a single shell word."""
+    return value if isinstance(value, Quoted) else Quoted(shlex.quote(number(value)))
+
+
+def comment(value: object) -> Quoted:
+    """Text inside a comment: it can't leave its line."""
+    return Quoted(" ".join(str(value).split()))
+
+
+@dataclass(frozen=True, slots=True)
+class ShellFile:
+    """What the sweep template prints."""
+
+    spec: str
+    experiment: str
+    folder: str
+    up: str
+    summary: str
+    seeds: Quoted
+    variables: Quoted
+    lines: tuple[Quoted, ...]
+
+
+def shell_file(plan: Plan, folder: str) -> ShellFile:
+    """A sweep script's text, piece by piece, for the template."""
+    loops = [loop for block in plan.blocks for loop in block.loops]
+    names = dict.fromkeys(name for loop in loops for name in loop.names)
+    zipped = any(len(loop.names) > 1 for loop in loops)
+    return ShellFile(
+        spec=plan.spec,
+        experiment=plan.experiment,
+        folder=folder,
+        up="/".join([".."] * len(folder.split("/"))),
+        summary=summary(plan),
+        seeds=Quoted(" ".join(quote(seed) for seed in plan.seeds)),
+        variables=Quoted(" ".join([*names, "seed", *(["row"] if zipped else [])])),
+        lines=tuple(line for block in plan.blocks for line in _block(block)),
+    )
+
+
+def summary(plan: Plan) -> str:
+    """How many runs there are, and of what."""
+    runs = f"{plan.runs:,} run{'s' if plan.runs != 1 else ''}"
+    return f"{runs}: {' x '.join(plan.axes)}" if plan.axes else runs
+
+
+def _block(block: Block) -> Iterator[Quoted]:
+    indent = "  "
+    for loop in block.loops:
+        for text in _open(loop):
+            yield Quoted(indent + text)
+            indent += "  " if text.endswith("; do") else ""
+    for rule in block.unless:
+        test = " && ".join(f'"${name}" == {quote(value)}' for name, value in rule)
+        yield Quoted(f"{indent}[[ {test} ]] && continue")
+    yield Quoted(f'{indent}for seed in "${{seeds[@]}}"; do')
+    yield Quoted(f'{indent}  run {_label(block.label)} "$seed"')
+    for stage in block.stages:
+        yield Quoted(f"{indent}  {_stage(stage)}")
+    yield Quoted(f"{indent}done")
+    for _ in block.loops:
+        indent = indent[:-2]
+        yield Quoted(f"{indent}done")
+
+
+def _open(loop: Loop) -> Iterator[str]:
+    if len(loop.names) == 1:
+        words = " ".join(quote(row[0]) for row in loop.rows)
+        yield f"for {loop.names[0]} in {words}; do"
+        return
+    rows = " ".join(quote(" ".join(number(value) for value in row)) for row in loop.rows)
+    yield f"for row in {rows}; do"
+    yield f'read -r {" ".join(loop.names)} <<<"$row"'
+
+
+def _label(label: Sequence[str | Name]) -> str:
+    return '"' + "".join(f"${{{part.text}}}" if isinstance(part, Name) else part for part in label) + '"'
+
+
+def _stage(stage: StageRun) -> str:
+    if stage.skip:
+        return f"skip {quote(stage.stage)} {quote(stage.skip)}"
+    words = ["stage", quote(stage.stage), quote(stage.module)]
+    for parent in stage.after:
+        words += ["--after", quote(parent)]
+    words.append("--")
+    for flag, value in stage.flags:
+        words += _flag(flag, value)
+    return " ".join([*words, "--seed", '"$seed"'])
+
+
+def _flag(flag: str, value: object | Name) -> list[str]:
+    if isinstance(value, Name):
+        return [flag, f'"${value.text}"']
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, quote(shell_value(value))]

@@ -1,0 +1,81 @@
+"""An experiment as resolved: every component bound, every default filled in, every leaf located."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from expc.components.core import Use
+from expc.findings import Span
+from expc.source import KeyPath, Source
+from expc.spec import Shape, Sweep
+from expc.tree import Tree, Where
+
+
+class Kind(Protocol):
+    """What a kind of stage brings: the shape of its spec, what it logs, and how it is lowered."""
+
+    name: str
+    shape: type[Shape]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `shape` holds its checked scalars, `uses` its components by slot (and name)."""
+
+    name: str
+    kind: Any
+    shape: Any
+    uses: Mapping[str, Use]
+    maps: Mapping[str, Mapping[str, Use]]
+    experiment: str
+    parents: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> KeyPath:
+        """Where the stage stands in the spec."""
+        return ("stages", self.name)
+
+    def every_use(self) -> Iterator[Use]:
+        """All components of the stage."""
+        yield from self.uses.values()
+        for many in self.maps.values():
+            yield from many.values()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A resolved spec. `tree` holds written values and defaults alike, with their origins."""
+
+    name: str
+    about: str
+    file: str
+    root: Path
+    tree: Tree
+    stages: Mapping[str, Stage]
+    sweep: Sweep
+    sources: tuple[Source, ...]
+
+    def where(self, *path: str | int) -> Where:
+        """Where a path of the spec stands."""
+        return self.tree.at(path)
+
+    def key(self, *path: str | int) -> Span:
+        """The place of a key."""
+        return self.tree.at(path).key
+
+    def value(self, *path: str | int) -> Span:
+        """The place of a value."""
+        return self.tree.at(path).value
+
+    def is_written(self, path: KeyPath) -> bool:
+        """Whether somebody set this path: the spec, the one it extends, or a sweep."""
+        place = self.tree.where.get(path)
+        return place is not None and place.origin != "default"
+
+    @property
+    def source(self) -> Source:
+        """The spec's own file."""
+        return self.sources[0]

@@ -1,0 +1,296 @@
+"""The program an experiment compiles to: typed operations, no code strings, no torch.
+
+A *kind* writes a `Program` through a builder, passes rewrite it, `plan` groups programs into files and runs, and the
+printer prints it. The printer never asks what kind of experiment it prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from expc.findings import Span
+
+# ---------------------------------------------------------------------------------------------------- ports
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """What a value means. `tree` values are structures of tensors: they are detached leaf by leaf."""
+
+    name: str
+    says: str
+    tree: bool = False
+
+
+BinaryLogits = Port("BinaryLogits", "logits of yes")
+ClassLogits = Port("ClassLogits", "class logits")
+Prob = Port("Prob", "probabilities in 0..1")
+ClassProbs = Port("ClassProbs", "a distribution over classes")
+Real = Port("Real", "real numbers")
+ClassId = Port("ClassId", "class ids")
+Features = Port("Features", "features")
+Scalar = Port("Scalar", "a number")
+Latent = Port("Latent", "a latent state", tree=True)
+Trajectory = Port("Trajectory", "an imagined trajectory", tree=True)
+Tokens = Port("Tokens", "token ids")
+ItemId = Port("ItemId", "item ids")
+Any_ = Port("Any", "anything")
+
+PORTS: Mapping[str, Port] = {
+    port.name: port
+    for port in (
+        BinaryLogits, ClassLogits, Prob, ClassProbs, Real, ClassId, Features, Scalar, Latent,
+        Trajectory, Tokens, ItemId, Any_,
+    )
+}  # fmt: skip
+
+CONVERSIONS: Mapping[tuple[Port, Port], str] = {
+    (BinaryLogits, Prob): ".sigmoid()",
+    (ClassLogits, ClassProbs): ".softmax(-1)",
+}
+"""Legal conversions, as the method that makes them. There is no way back from a probability to its logit."""
+
+
+def fits(given: Port, wanted: Port) -> bool:
+    """Whether a value can be used as it is."""
+    return wanted is Any_ or given is Any_ or given == wanted
+
+
+# ---------------------------------------------------------------------------------------------------- values
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A number the spec sets, by the name it has as a `Config` field and a command-line flag.
+
+    Lowerings carry flags, never their values: a flag changes no code.
+    """
+
+    field: str
+    default: object
+    path: tuple[str | int, ...]
+    span: Span
+    section: str
+    swept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A local variable of the generated code. `phase` is where it was made; `grad` whether gradients may flow."""
+
+    name: str
+    port: Port
+    span: Span
+    grad: bool = True
+    phase: str = ""
+    shape: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A dotted name printed as it is: `self.actor`, `self.backbone.out_features`."""
+
+    text: str
+
+
+Operand: TypeAlias = (
+    "Value | Flag | Name | Call | str | int | float | bool | None | tuple[Operand, ...]"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A constructor call: `Epochs(cfg.budget)`, `ConvNet(channels=cfg.channels)`. `target` is `module:name`."""
+
+    target: str
+    args: tuple[Operand, ...] = ()
+    kwargs: tuple[tuple[str, Operand], ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------------- ops
+
+OpKind = Literal[
+    "call", "convert", "detach", "term", "sum", "step", "sync", "record", "metric", "return"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One statement. `target` is a name to call: `module:name` is imported, `self.x` is the module's own.
+
+    `call` and `term` call a target, `convert` and `detach` a method of their operand; `sum` adds operands, each times its
+    weight; `step` takes an optimizer step on a total; `sync` updates a net from another (target networks); `record`
+    logs scalars under their keys; `metric` feeds a metric; `return` ends a routine.
+    """
+
+    kind: OpKind
+    out: tuple[Value, ...]
+    target: str
+    ins: tuple[Operand, ...]
+    span: Span
+    path: tuple[str | int, ...]
+    kwargs: tuple[tuple[str, Operand], ...] = ()
+    weights: tuple[Flag | float | None, ...] = ()
+    grad: bool = True
+
+
+# --------------------------------------------------------------------------------------------------- program
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """A part of the model, or a metric (`state=False`): an attribute made in `__init__`."""
+
+    name: str
+    build: Call
+    span: Span
+    path: tuple[str | int, ...]
+    state: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Optim:
+    """An optimizer, the nets it trains (none named: all), and how its steps are driven."""
+
+    name: str
+    build: Call
+    nets: tuple[str, ...]
+    drive: tuple[tuple[str, Operand], ...]
+    span: Span
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Routine:
+    """A named list of operations that phases, feeds and gates call: it becomes a method.
+
+    `batch` routines take one batch and unpack the feed's columns; others take values.
+    """
+
+    name: str
+    doc: str
+    ins: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    out: tuple[Value, ...] = ()
+    batch: bool = False
+    grad: bool = True
+    returns: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of an update: operations that end in one optimizer's step. Other nets are frozen while it runs."""
+
+    name: str
+    ops: tuple[Op, ...]
+    optim: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Where batches come from: how it is built, its columns in order, the routines it calls back."""
+
+    build: Call
+    columns: tuple[Value, ...]
+    calls: tuple[str, ...]
+    span: Span
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Something a stage takes from, or leaves for, others: a part's weights, by stage or by file."""
+
+    part: str
+    source: str
+    span: Span
+    path: tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Everything one generated module does."""
+
+    stage: str
+    name: str
+    about: str
+    doc: str
+    feed: Feed
+    nets: tuple[Net, ...]
+    optims: tuple[Optim, ...]
+    routines: tuple[Routine, ...]
+    phases: tuple[Phase, ...]
+    run: tuple[tuple[str, Operand], ...]
+    flags: tuple[Flag, ...]
+    logged: tuple[str, ...]
+    inputs: tuple[Artifact, ...] = ()
+    structural: frozenset[tuple[str | int, ...]] = frozenset()
+
+    def with_phases(self, phases: tuple[Phase, ...]) -> Program:
+        """The same program with other phases."""
+        return replace(self, phases=phases)
+
+    def with_routines(self, routines: tuple[Routine, ...]) -> Program:
+        """The same program with other routines."""
+        return replace(self, routines=routines)
+
+
+# ------------------------------------------------------------------------------------------------------ plan
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A generated file: one structural variant of a stage."""
+
+    stage: str
+    file: str
+    label: str
+    program: Program
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Axes that run together in a shell loop: one variable, or several zipped ones."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StageRun:
+    """A stage of a run: its module, the flags it is given (a literal, or a loop's variable), its parents."""
+
+    stage: str
+    module: str
+    flags: tuple[tuple[str, object | Name], ...]
+    after: tuple[str, ...] = ()
+    skip: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Runs that share their modules: a label with holes, loops over scalars, the stages in order."""
+
+    label: tuple[str | Name, ...]
+    loops: tuple[Loop, ...]
+    stages: tuple[StageRun, ...]
+    unless: tuple[tuple[tuple[str, object], ...], ...] = ()
+    runs: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be written and run. Blocks describe a grid of any size in bounded memory."""
+
+    experiment: str
+    spec: str
+    about: str
+    stages: tuple[str, ...]
+    modules: tuple[Module, ...]
+    blocks: tuple[Block, ...]
+    axes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: int

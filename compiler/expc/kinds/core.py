@@ -1,0 +1,24 @@
+"""What a kind declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from expc.experiment import Stage
+from expc.ir import Program
+from expc.kinds.builder import Builder
+from expc.spec import Shape
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered."""
+
+    name: str
+    about: str
+    shape: type[Shape]
+    parents: Callable[[Any], Iterable[str]]
+    logged: Callable[[Stage], dict[str, str]]
+    lower: Callable[[Stage, Builder], Program]

@@ -1,0 +1,269 @@
+"""From variants to files and runs. Loops stay loops: a grid of any size is planned in bounded memory."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from expc import digest
+from expc.experiment import Experiment
+from expc.findings import Finding, SpecError
+from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
+from expc.source import KeyPath
+from expc.sweep import Axis, Space, Variant, axes, labels, slug
+
+MAX_MODULES = 64
+
+
+def plan(base: Experiment, space: Space) -> Plan:
+    """The files and runs of an experiment. Raises `SpecError` when a sweep would fork into too many files."""
+    modules = _modules(base, space)
+    count = len(modules)
+    if count > MAX_MODULES:
+        raise SpecError(
+            Finding(
+                "XC503",
+                f"this sweep forks the code into {count} files",
+                base.key("sweep"),
+                why=f"more than {MAX_MODULES} can't be read or reviewed",
+                help="sweep fewer structural choices (`use`, columns, clocks) at a time",
+            )
+        )
+    short = labels(axes(base.tree))
+    blocks = tuple(
+        block
+        for variant in space.variants
+        if (block := _block(base, space, variant, modules, short)).runs
+    )
+    return Plan(
+        experiment=base.name,
+        spec=base.file,
+        about=base.about,
+        stages=tuple(order(base)),
+        modules=tuple(modules.values()),
+        blocks=blocks,
+        axes=_factors(base, short),
+        seeds=tuple(base.sweep.seeds),
+        runs=sum(block.runs for block in blocks),
+    )
+
+
+def order(experiment: Experiment) -> list[str]:
+    """Stages, each after those it starts from; else as written. Raises `SpecError` on a circle."""
+    done: list[str] = []
+    waiting = list(experiment.stages)
+    while waiting:
+        ready = [
+            name
+            for name in waiting
+            if all(parent in done or parent not in experiment.stages for parent in experiment.stages[name].parents)
+        ]
+        if not ready:
+            raise SpecError(_circle(experiment, waiting))
+        done += ready[:1]
+        waiting.remove(ready[0])
+    return done
+
+
+def _circle(experiment: Experiment, waiting: Sequence[str]) -> Finding:
+    trail = [waiting[0]]
+    while True:
+        parent = next(p for p in experiment.stages[trail[-1]].parents if p in waiting)
+        if parent in trail:
+            circle = [*trail[trail.index(parent) :], parent]
+            break
+        trail.append(parent)
+    place = experiment.key("stages", circle[0], "init")
+    return Finding(
+        "XC202",
+        f"stages wait for each other: {' -> '.join(f'`{name}`' for name in circle)}",
+        place,
+        why="none of them could ever start",
+        help=f"let `{circle[0]}` start from a file, or from a stage outside the circle",
+    )
+
+
+# ------------------------------------------------------------------------------------------------- modules
+
+
+@dataclass(frozen=True)
+class _Made:
+    variant: Variant
+    program: Program
+    structure: str
+
+
+def _modules(base: Experiment, space: Space) -> dict[tuple[str, str], Module]:
+    """(stage, structure) -> file. Equal programs are one file."""
+    modules: dict[tuple[str, str], Module] = {}
+    for stage in order(base):
+        made: dict[str, _Made] = {}
+        for variant in space.variants:
+            program = variant.programs.get(stage)
+            if program is not None:
+                key = digest.structure(program)
+                made.setdefault(key, _Made(variant, program, key))
+        names = _file_labels(stage, list(made.values()))
+        for key, one in made.items():
+            label = names[key]
+            file = f"{stage}_{label}.py" if label else f"{stage}.py"
+            modules[stage, key] = Module(stage, file, label, one.program, digest.identity(one.program))
+    return modules
+
+
+def _file_labels(stage: str, made: list[_Made]) -> dict[str, str]:
+    """A label that tells files of one stage apart: by component, then by swept value, then by condition."""
+    if len(made) == 1:
+        return {made[0].structure: ""}
+    uses = {one.structure: _uses(stage, one.variant.experiment) for one in made}
+    telling = [
+        path
+        for path in dict.fromkeys(path for found in uses.values() for path in found)
+        if len({found.get(path) for found in uses.values()}) > 1
+    ]
+    tries = [
+        {key: "_".join(slug(found[path].split(":")[-1]) for path in telling if path in found) for key, found in uses.items()},
+        {one.structure: "_".join(slug(axis.rows[i][0]) for axis, i in one.variant.rows) for one in made},
+        {one.structure: one.variant.condition.name for one in made},
+        {one.structure: one.structure[:8] for one in made},
+    ]  # fmt: skip
+    for labelled in tries:
+        clean = {key: _identifier(label) for key, label in labelled.items()}
+        if len(set(clean.values())) == len(clean) and all(clean.values()):
+            return clean
+    return tries[-1]
+
+
+def _identifier(label: str) -> str:
+    return "".join(char if char.isalnum() or char == "_" else "_" for char in label).lower()
+
+
+def _uses(stage: str, experiment: Experiment) -> dict[KeyPath, str]:
+    return {
+        path: str(value)
+        for path, value in experiment.tree.leaves(("stages", stage))
+        if path[-1] == "use"
+    }
+
+
+# -------------------------------------------------------------------------------------------------- blocks
+
+
+def _block(
+    base: Experiment,
+    space: Space,
+    variant: Variant,
+    modules: Mapping[tuple[str, str], Module],
+    short: Mapping[str, str],
+) -> Block:
+    looped = {path: short[axis.paths[i]] for axis in space.loops for i, path in enumerate(axis.where)}
+    stages = []
+    for stage in order(variant.experiment):
+        if stage in variant.condition.skips:
+            stages.append(StageRun(stage, "", (), (), f"condition {variant.condition.name} skips it"))
+            continue
+        program = variant.programs[stage]
+        module = modules[stage, digest.structure(program)]
+        parents = variant.experiment.stages[stage].parents
+        stages.append(StageRun(stage, module.file, _flags(program, module, looped), parents))
+    loops = tuple(
+        Loop(
+            tuple(short[path] for path in axis.paths),
+            tuple(tuple(_checked(variant, axis, row)) for row in range(len(axis.rows))),
+        )
+        for axis in space.loops
+    )
+    unless = _unless(base, variant, space, short)
+    seeds = base.sweep.seeds
+    every = math.prod(len(loop.rows) for loop in loops)
+    runs = (every - _excluded(loops, unless)) * len(seeds) if unless is not None else 0
+    return Block(_label(variant, space, short), loops, tuple(stages), unless or (), runs)
+
+
+def _checked(variant: Variant, axis: Axis, row: int) -> tuple[object, ...]:
+    """A row as the fields it sets hold it: `1` is `1.0` where a number with a point is wanted."""
+    cells = []
+    for path, value in zip(axis.where, axis.rows[row], strict=True):
+        held = variant.experiment.tree.get(path)
+        whole = isinstance(held, float) and isinstance(value, int) and not isinstance(value, bool)
+        cells.append(float(value) if whole else value)
+    return tuple(cells)
+
+
+def _flags(
+    program: Program, module: Module, looped: Mapping[KeyPath, str]
+) -> tuple[tuple[str, object | Name], ...]:
+    defaults = {flag.field: flag.default for flag in module.program.flags}
+    given: list[tuple[str, object | Name]] = []
+    for flag in program.flags:
+        if flag.path in looped:
+            given.append((flag_name(flag), Name(looped[flag.path])))
+        elif flag.default != defaults[flag.field]:
+            given.append((flag_name(flag), flag.default))
+    return tuple(given)
+
+
+def flag_name(flag: Flag) -> str:
+    """The command-line flag of a field."""
+    return "--" + flag.field.rstrip("_").replace("_", "-")
+
+
+def _label(variant: Variant, space: Space, short: Mapping[str, str]) -> tuple[str | Name, ...]:
+    parts: list[str | Name] = [variant.condition.name] if variant.condition.name else []
+    for axis, row in variant.rows:
+        for path, value in zip(axis.paths, axis.rows[row], strict=True):
+            parts += [_comma(parts) + f"{short[path]}={slug(value)}"]
+    for axis in space.loops:
+        for path in axis.paths:
+            parts += [_comma(parts) + f"{short[path]}=", Name(short[path])]
+    return tuple(parts)
+
+
+def _comma(parts: Sequence[object]) -> str:
+    return "," if parts else ""
+
+
+def _unless(
+    base: Experiment, variant: Variant, space: Space, short: Mapping[str, str]
+) -> tuple[tuple[tuple[str, object], ...], ...] | None:
+    """Exclusions that still depend on a loop; None when the whole variant is excluded."""
+    fixed = {path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)}
+    looped = {path for axis in space.loops for path in axis.paths}
+    left = []
+    for excluded in base.sweep.exclude:
+        here = {p: v for p, v in excluded.items() if p != "condition"}
+        if excluded.get("condition", variant.condition.name) != variant.condition.name:
+            continue
+        if any(path in fixed and fixed[path] != value for path, value in here.items()):
+            continue
+        rest = tuple((short[path], value) for path, value in here.items() if path in looped)
+        if not rest:
+            return None
+        left.append(rest)
+    return tuple(left)
+
+
+def _excluded(loops: Sequence[Loop], unless: Sequence[Sequence[tuple[str, object]]]) -> int:
+    if not unless:
+        return 0
+    count = 0
+    for rows in itertools.product(*(loop.rows for loop in loops)):
+        point = {
+            name: value
+            for loop, row in zip(loops, rows, strict=True)
+            for name, value in zip(loop.names, row, strict=True)
+        }
+        count += any(all(point.get(name) == value for name, value in rule) for rule in unless)
+    return count
+
+
+def _factors(base: Experiment, short: Mapping[str, str]) -> tuple[str, ...]:
+    """What the number of runs is the product of, in words."""
+    named = base.sweep.conditions
+    parts = [f"{len(named)} conditions"] if named else []
+    for axis in axes(base.tree):
+        parts.append(f"{len(axis.rows)} {' with '.join(short[path] for path in axis.paths)}")
+    seeds = len(base.sweep.seeds)
+    return (*parts, f"{seeds} seeds") if seeds > 1 else tuple(parts)

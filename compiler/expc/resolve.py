@@ -1,0 +1,371 @@
+"""From text to an `Experiment`: follow `extends`, share the model, apply overrides, bind components, fill defaults."""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from expc import components
+from expc.components.core import Params, Use
+from expc.components.own import own_component
+from expc.experiment import Experiment, Stage
+from expc.findings import Edit, Finding, Note, Span, SpecError, listed, suggest
+from expc.kinds import KINDS
+from expc.shape import missing_key, nested, retell, unknown_key
+from expc.source import KeyPath, Source, read
+from expc.spec import Header, Shape, Slot
+from expc.tree import Tree, Where, extend, from_source
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*$")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A spec and those it extends, laid over each other, before anything is bound."""
+
+    tree: Tree
+    sources: tuple[Source, ...]
+    file: str
+    root: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """A value that a sweep sets at a path such as `train.model.dynamics`."""
+
+    path: str
+    value: Any
+    span: Span
+
+
+def document(path: Path, root: Path) -> Document:
+    """Read a spec and follow `extends`. Raises `SpecError`."""
+    sources = _sources(path, root, ())
+    tree = from_source(sources[0], "spec")
+    for source in sources[1:]:
+        tree = extend(tree, from_source(source, "extends"))
+    return Document(tree, tuple(sources), sources[0].file, root)
+
+
+def _sources(path: Path, root: Path, seen: tuple[Path, ...]) -> list[Source]:
+    source = read(path, root)
+    base = source.data.get("extends")
+    if not isinstance(base, str):
+        return [source]
+    span = source.values[("extends",)]
+    target = (path.parent / base).resolve()
+    if target in (*seen, path.resolve()):
+        raise SpecError(
+            Finding("XC201", f"`extends` leads back to `{base}`", span, help="break the circle")
+        )
+    if not target.is_file():
+        raise SpecError(
+            Finding(
+                "XC201",
+                f"`extends` names `{base}`, which is not there",
+                span,
+                help=f"paths are relative to `{source.file}`",
+            )
+        )
+    return [source, *_sources(target, root, (*seen, path.resolve()))]
+
+
+def resolve(document: Document, overrides: Iterable[Override] = ()) -> Experiment:
+    """Bind and check a document, with a sweep's overrides. Raises `SpecError` with all shape findings at once."""
+    tree = document.tree
+    header, findings = _header(tree)
+    for override in overrides:
+        path = spec_path(override.path)
+        where = Where(override.span, override.span, "sweep")
+        tree = tree.override(path, override.value, where)
+    stages: dict[str, Stage] = {}
+    raw_stages = tree.get(("stages",))
+    for name in raw_stages if isinstance(raw_stages, dict) else {}:
+        tree, stage, more = _stage(tree, str(name), document)
+        findings += more
+        if stage is not None:
+            stages[str(name)] = stage
+    if findings or header is None:
+        raise SpecError(*findings)
+    tree = _with_defaults(tree, (), header, leave=frozenset({"stages", "model"}))
+    return Experiment(
+        name=header.name,
+        about=header.about,
+        file=document.file,
+        root=document.root,
+        tree=tree,
+        stages=stages,
+        sweep=header.sweep,
+        sources=document.sources,
+    )
+
+
+def spec_path(path: str) -> KeyPath:
+    """The place in a spec that a sweep's path names: `train.optim.lr` stands under `stages`."""
+    parts = tuple(path.split("."))
+    return parts if parts[0] == "model" else ("stages", *parts)
+
+
+def _header(tree: Tree) -> tuple[Header | None, list[Finding]]:
+    findings = []
+    name = tree.get(("name",))
+    if isinstance(name, str) and not _NAME.match(name):
+        findings.append(_bad_name(name, tree, ("name",), value=True))
+    try:
+        header = Header.model_validate(tree.data)
+    except ValidationError as error:
+        return None, findings + retell(error, tree, (), "a spec", _owners(Header))
+    for axis in (*header.sweep.grid, *header.sweep.zip):
+        if not axis or ".." in axis:
+            findings.append(_bad_name(axis, tree, ("sweep", "grid", axis)))
+    for part in header.model:
+        findings += _checked_name(part, tree, ("model", part))
+    return header, findings
+
+
+def _owners(shape: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Key -> the model that describes it, for messages: the shape itself, or the model inside the field."""
+    return {
+        info.alias or name: nested(info.annotation) or shape
+        for name, info in shape.model_fields.items()
+    }
+
+
+def _checked_name(name: str, tree: Tree, path: KeyPath) -> list[Finding]:
+    if _NAME.match(name) and not keyword.iskeyword(name) and name not in _TAKEN:
+        return []
+    return [_bad_name(name, tree, path)]
+
+
+_TAKEN = frozenset({"self", "cfg", "batch", "features", "losses", "floors", *dir(builtins)}) - {
+    "input", "filter", "hash", "map", "type", "range", "format", "id", "object", "sum", "min", "max",
+}  # fmt: skip
+
+
+def _bad_name(name: str, tree: Tree, path: KeyPath, *, value: bool = False) -> Finding:
+    place = tree.at(path)
+    why = "names become variables, flags and folders of the generated code"
+    if name in _TAKEN or keyword.iskeyword(name):
+        return Finding("XC105", f"`{name}` is a word of Python", place.key, why, "choose another name")
+    return Finding(
+        "XC105",
+        f"`{name}` is not a name",
+        place.value if value else place.key,
+        why,
+        "use lower-case letters, digits and `_`, starting with a letter",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- stages
+
+
+def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | None, list[Finding]]:
+    path: KeyPath = ("stages", name)
+    raw = tree.get(path)
+    findings = _checked_name(name, tree, path)
+    if not isinstance(raw, dict):
+        place = tree.at(path).value
+        return tree, None, [
+            *findings,
+            Finding("XC103", f"stage `{name}` is a map of keys", place, help="start with `kind:`"),
+        ]
+    kind = KINDS.get(raw.get("kind", ""))
+    if kind is None:
+        return tree, None, [*findings, _unknown_kind(raw, tree, path, name)]
+    slots = slots_of(kind.shape)
+    if "model" in slots and isinstance(tree.get(("model",)), dict):
+        tree = _share_model(tree, path)
+        raw = tree.get(path)
+    try:
+        shape = kind.shape.model_validate(raw)
+    except ValidationError as error:
+        owner = f"a {kind.name} stage"
+        return tree, None, findings + retell(error, tree, path, owner, _owners(kind.shape))
+    uses: dict[str, Use] = {}
+    maps: dict[str, dict[str, Use]] = {}
+    for key, slot in slots.items():
+        if key not in raw:
+            continue
+        if slot.many:
+            maps[key] = {}
+            for entry in raw[key]:
+                findings += _checked_name(entry, tree, (*path, key, entry))
+                use, more = _use(tree, (*path, key, entry), slot, document.root)
+                findings += more
+                if use is not None:
+                    maps[key][entry] = use
+        else:
+            use, more = _use(tree, (*path, key), slot, document.root)
+            findings += more
+            if use is not None:
+                uses[key] = use
+    for use in (*uses.values(), *(use for many in maps.values() for use in many.values())):
+        tree = _with_defaults(tree, use.path, use.params)
+        if use.slot is not None:
+            tree = _with_defaults(tree, use.path, use.slot)
+    tree = _with_defaults(tree, path, shape, leave=frozenset(slots))
+    parents = tuple(dict.fromkeys(kind.parents(shape)))
+    stage = Stage(name, kind, shape, uses, maps, str(tree.get(("name",), "")), parents)
+    return tree, None if findings else stage, findings
+
+
+def _unknown_kind(raw: Mapping[str, Any], tree: Tree, path: KeyPath, name: str) -> Finding:
+    if "kind" not in raw:
+        return missing_key("kind", tree, path, f"stage `{name}`", f"one of {listed(KINDS)}")
+    given = str(raw["kind"])
+    hint = suggest(given, KINDS)
+    return Finding(
+        "XC104",
+        f"there is no kind of stage `{given}`",
+        tree.at((*path, "kind")).value,
+        help=f"{hint} (kinds: {listed(KINDS)})" if hint else f"kinds are {listed(KINDS)}",
+    )
+
+
+def slots_of(shape: type[Shape]) -> dict[str, Slot]:
+    """The places for components in a stage's shape."""
+    return {
+        name: marker
+        for name, info in shape.model_fields.items()
+        for marker in info.metadata
+        if isinstance(marker, Slot)
+    }
+
+
+def _share_model(tree: Tree, path: KeyPath) -> Tree:
+    """Fill a stage's `model` from the one declared at the top; the stage's own keys win."""
+    shared = tree.get(("model",))
+    places = {
+        (*path, "model", *known[1:]): place
+        for known, place in tree.where.items()
+        if known[:1] == ("model",)
+    }
+    base_data: dict[str, Any] = {"stages": {path[-1]: {"model": shared}}}
+    base = Tree(base_data, {**places, (): tree.where[()]})
+    here = (*path, "model")
+    if "model" not in tree.get(path):
+        return tree.override(here, shared, tree.where[("model",)]).relocated(places)
+    return tree.under(here, base)
+
+
+def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None, list[Finding]]:
+    raw = tree.get(path)
+    if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
+        owner = f"`{path[-1]}`"
+        if isinstance(raw, dict) and "use" in raw:
+            place = tree.at((*path, "use")).value
+            return None, [Finding("XC103", "`use` takes the name of a component", place)]
+        return None, [missing_key("use", tree, path, owner, f"a {slot.family}: {_some(slot)}")]
+    name = raw["use"]
+    if ":" in name:
+        component, problem = own_component(slot.family, name, root, tree.at((*path, "use")).value)
+    else:
+        component, problem = components.lookup(slot.family, name), None
+    if component is None:
+        return None, [problem or _unknown_component(name, tree, path, slot)]
+    slot_fields = list(slot.shape.model_fields) if slot.shape else []
+    own = {key: value for key, value in raw.items() if key != "use" and key not in slot_fields}
+    of_slot = {key: raw[key] for key in slot_fields if key in raw}
+    owner = f"`{name}`"
+    findings: list[Finding] = []
+    params = _validated(component.params, own, tree, path, owner, slot_fields, findings)
+    shape = (
+        _validated(slot.shape, of_slot, tree, path, owner, [], findings) if slot.shape else None
+    )
+    if findings or params is None:
+        return None, findings
+    return Use(component, params, path, shape), []
+
+
+def _validated(
+    model: type[Params],
+    data: Mapping[str, Any],
+    tree: Tree,
+    path: KeyPath,
+    owner: str,
+    also: list[str],
+    findings: list[Finding],
+) -> Params | None:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        owners = _owners(model)
+        choices = [*owners, *also]
+        for finding in retell(error, tree, path, owner, owners):
+            key = _unknown(finding)
+            findings.append(
+                unknown_key(key, tree, path, owner, choices) if key in data and key else finding
+            )
+        return None
+
+
+def _unknown(finding: Finding) -> str:
+    return finding.message.split("`")[1] if finding.code == "XC101" else ""
+
+
+def _some(slot: Slot) -> str:
+    return listed(components.names(slot.family))
+
+
+def _unknown_component(name: str, tree: Tree, path: KeyPath, slot: Slot) -> Finding:
+    place = tree.at((*path, "use")).value
+    hint = suggest(name, components.names(slot.family))
+    elsewhere = [family for family in components.FAMILIES if components.lookup(family, name)]
+    notes: tuple[Note, ...] = ()
+    if elsewhere:
+        notes = (Note(place, f"`{name}` is a {elsewhere[0]}, not a {slot.family}"),)
+    choices = f"{_some(slot)}, or your own as `package.module:Name`"
+    fix = (Edit(place, hint.split("`")[1]),) if hint else ()
+    return Finding(
+        "XC104",
+        f"there is no {slot.family} `{name}`",
+        place,
+        help=f"{hint} ({choices})" if hint else choices,
+        notes=notes,
+        fix=fix,
+    )
+
+
+def _with_defaults(
+    tree: Tree, path: KeyPath, model: BaseModel, leave: frozenset[str] = frozenset()
+) -> Tree:
+    """The tree with a checked model's values in it: written ones as checked, defaults marked as such."""
+    data = dict(tree.get(path) or {})
+    where = dict(tree.where)
+    for name, info in type(model).model_fields.items():
+        key = info.alias or name
+        if key in leave:
+            continue
+        value = getattr(model, name)
+        here = (*path, key)
+        if name not in model.model_fields_set:
+            place = tree.at(path)
+            where[here] = replace(place, origin="default")
+            data[key] = _plain(value)
+        elif isinstance(value, BaseModel):
+            inner = _with_defaults(Tree(tree.data, where), here, value)
+            where = dict(inner.where)
+            data[key] = inner.get(here)
+        else:
+            data[key] = _plain(value)
+    return Tree(tree.data, where).replaced(path, data)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {
+            info.alias or name: _plain(getattr(value, name))
+            for name, info in type(value).model_fields.items()
+        }
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,229 @@
+"""Shape errors in the user's words. No pydantic wording gets past this module."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from expc.findings import Edit, Finding, listed, suggest
+from expc.source import KeyPath
+from expc.tree import Tree
+
+
+def retell(
+    error: ValidationError,
+    tree: Tree,
+    path: KeyPath,
+    owner: str,
+    fields: Mapping[str, type[BaseModel]],
+) -> list[Finding]:
+    """The findings of one failed validation. `owner` is what the keys belong to; `fields` maps a key to its model."""
+    found: dict[KeyPath, Finding] = {}
+    for detail in error.errors(include_url=False, include_input=True):
+        finding_path = _existing(tree, (*path, *detail["loc"]))
+        found.setdefault(finding_path, _finding(detail, tree, path, owner, fields))
+    return list(found.values())
+
+
+def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[str]) -> Finding:
+    """A key that its owner does not take."""
+    place = tree.at((*path, key)).key
+    hint = suggest(key, choices)
+    takes = f"{owner} takes {listed(choices)}" if choices else f"{owner} takes no keys"
+    fix = (Edit(place, hint.split("`")[1]),) if hint else ()
+    return Finding(
+        "XC101",
+        f"`{key}` is not a key of {owner}",
+        place,
+        help=f"{hint} ({takes})" if hint else takes,
+        fix=fix,
+    )
+
+
+def missing_key(key: str, tree: Tree, path: KeyPath, owner: str, about: str = "") -> Finding:
+    """A key that its owner must have."""
+    name = path[-1] if path else owner
+    says = f": {about}" if about else ""
+    return Finding(
+        "XC102",
+        f"{owner} needs `{key}`",
+        tree.at(path).key,
+        help=f"add `{key}:` to `{name}`{says}" if path else f"add `{key}:` at the top{says}",
+    )
+
+
+def _finding(
+    detail: ErrorDetails,
+    tree: Tree,
+    path: KeyPath,
+    owner: str,
+    fields: Mapping[str, type[BaseModel]],
+) -> Finding:
+    loc = detail["loc"]
+    here = (*path, *loc)
+    key = str(loc[-1]) if loc else ""
+    model = _model_at(fields, loc)
+    names = list(model.model_fields) if model is not None else []
+    inner = owner if len(loc) < 2 else f"`{loc[-2]}`"
+    match detail["type"]:
+        case "extra_forbidden":
+            choices = list(fields) if len(loc) == 1 else names
+            return unknown_key(key, tree, here[:-1], inner, choices)
+        case "missing":
+            about = _about(fields, model, loc)
+            return missing_key(key, tree, here[:-1], inner, about)
+        case _:
+            name = _last_name(loc) or owner
+            value = detail["input"]
+            return Finding(
+                "XC103",
+                f"`{name}` {_expected(detail)}, not {_shown(value)}",
+                tree.at(_existing(tree, here)).value,
+                help=_help(detail, fields, loc),
+            )
+
+
+def _existing(tree: Tree, path: KeyPath) -> KeyPath:
+    while path and path not in tree.where:
+        path = path[:-1]
+    return path
+
+
+def _last_name(loc: tuple[int | str, ...]) -> str:
+    names = [part for part in loc if isinstance(part, str)]
+    return names[-1] if names else ""
+
+
+def _model_at(
+    fields: Mapping[str, type[BaseModel]], loc: tuple[int | str, ...]
+) -> type[BaseModel] | None:
+    """The model that holds the last key of a location."""
+    model = fields.get(str(loc[0])) if loc else None
+    for part in loc[1:-1]:
+        if model is None:
+            return None
+        info = model.model_fields.get(str(part))
+        inner = nested(info.annotation) if info is not None else None
+        model = inner or (model if info is None else None)
+    return nested(model) if len(loc) == 1 else model
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """The model inside an annotation such as `Clock | None` or `dict[str, Clock]`, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = nested(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _about(
+    fields: Mapping[str, type[BaseModel]], model: type[BaseModel] | None, loc: tuple[int | str, ...]
+) -> str:
+    owner = fields.get(str(loc[0])) if len(loc) == 1 else model
+    info = owner.model_fields.get(str(loc[-1])) if owner is not None else None
+    return info.description or "" if info is not None else ""
+
+
+_KINDS = {
+    "int_type": "takes a whole number",
+    "int_from_float": "takes a whole number",
+    "float_type": "takes a number",
+    "bool_type": "takes `true` or `false`",
+    "string_type": "takes text",
+    "list_type": "takes a list",
+    "dict_type": "takes a map",
+    "model_type": "takes a map of keys",
+    "model_attributes_type": "takes a map of keys",
+    "too_short": "needs more entries",
+    "too_long": "has too many entries",
+    "string_pattern_mismatch": "must be a plain name",
+}
+
+
+def _expected(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "literal_error":
+            return f"is one of {_choices(context)}"
+        case "greater_than":
+            return f"must be above {context['gt']:g}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}"
+        case "less_than":
+            return f"must be below {context['lt']:g}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}"
+        case "too_short":
+            return f"needs at least {context['min_length']} of them"
+        case "too_long":
+            return f"takes at most {context['max_length']} of them"
+        case "value_error":
+            return str(context.get("error", "has a value that does not fit"))
+        case other:
+            return _KINDS.get(other, "has a value of the wrong kind")
+
+
+def _choices(context: Mapping[str, Any]) -> str:
+    return str(context.get("expected", "")).replace("'", "`")
+
+
+def _help(
+    detail: ErrorDetails, fields: Mapping[str, type[BaseModel]], loc: tuple[int | str, ...]
+) -> str:
+    value = detail["input"]
+    if detail["type"] == "literal_error" and isinstance(value, str):
+        words = [part.strip("'") for part in _choices(detail.get("ctx", {})).replace("`", "'").replace(" or ", ", ").split(", ")]
+        hint = suggest(value, words)
+        if hint:
+            return hint
+    if detail["type"] in ("float_type", "int_type") and isinstance(value, str):
+        return "write a number without quotes" + (
+            "; an exponent needs a point, as in `3.0e-4`" if "e" in value.lower() else ""
+        )
+    model = _model_at(fields, loc)
+    about = _about(fields, model, loc) if loc else ""
+    return about or "see `expc schema`"
+
+
+def _shown(value: object) -> str:
+    match value:
+        case bool():
+            return f"`{str(value).lower()}`"
+        case None:
+            return "nothing"
+        case str():
+            text = value if len(value) <= 40 else value[:37] + "..."
+            return f"the text `{text}`"
+        case dict():
+            return "a map"
+        case list():
+            return "a list" if len(value) > 4 else f"the list `{value}`"
+        case _:
+            return f"`{value}`"
+
+
+def says(annotation: Any) -> str:
+    """An annotation in words, for schema pages and help lines."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return says(get_args(annotation)[0])
+    if origin is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(says(arg) for arg in get_args(annotation) if arg is not type(None))
+    if origin is list:
+        return f"list of {says(get_args(annotation)[0])}"
+    if origin is dict:
+        return "map"
+    plain = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "map of " + ", ".join(f"`{name}`" for name in annotation.model_fields)
+    return plain.get(annotation, "value")

@@ -1,0 +1,233 @@
+"""A spec's sweep as axes, and the structural variants it spans."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expc.experiment import Experiment
+from expc.findings import Span, SpecError
+from expc.ir import Program
+from expc.lower import lower
+from expc.resolve import Document, Override, resolve, spec_path
+from expc.source import KeyPath
+from expc.tree import Tree
+
+_SAFE = re.compile(r"[A-Za-z0-9._+-]+$")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Paths that vary together (one, or several zipped), and their rows of values."""
+
+    kind: str
+    paths: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    spans: tuple[tuple[Span, ...], ...]
+
+    @property
+    def where(self) -> tuple[KeyPath, ...]:
+        """The places the axis sets."""
+        return tuple(spec_path(path) for path in self.paths)
+
+    def row(self, index: int) -> tuple[Override, ...]:
+        """The overrides of one row."""
+        cells = zip(self.paths, self.rows[index], self.spans[index], strict=True)
+        return tuple(Override(path, value, span) for path, value, span in cells)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A named set of overrides, and the stages it leaves out."""
+
+    name: str
+    overrides: tuple[Override, ...] = ()
+    skips: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One structural point: its condition, its row on every structural axis, what it resolves and lowers to."""
+
+    condition: Condition
+    rows: tuple[tuple[Axis, int], ...]
+    experiment: Experiment
+    programs: Mapping[str, Program]
+
+    def overrides(self) -> tuple[Override, ...]:
+        """What makes this variant."""
+        return _overrides(self.condition, self.rows)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The sweep: axes that change code (they span `variants`) and axes that are flags (they are loops)."""
+
+    structural: tuple[Axis, ...]
+    loops: tuple[Axis, ...]
+    variants: tuple[Variant, ...]
+    swept: frozenset[KeyPath]
+
+
+def axes(tree: Tree) -> list[Axis]:
+    """The grid's axes and the zipped one, in the spec's order."""
+    found = []
+    for path, values in (tree.get(("sweep", "grid")) or {}).items():
+        spans = tuple((_span(tree, ("sweep", "grid", path, i)),) for i in range(len(values)))
+        found.append(Axis("grid", (path,), tuple((value,) for value in values), spans))
+    zipped = tree.get(("sweep", "zip")) or {}
+    if zipped:
+        length = min(len(values) for values in zipped.values())
+        rows = tuple(tuple(values[i] for values in zipped.values()) for i in range(length))
+        spans = tuple(
+            tuple(_span(tree, ("sweep", "zip", path, i)) for path in zipped) for i in range(length)
+        )
+        found.append(Axis("zip", tuple(zipped), rows, spans))
+    return found
+
+
+def _span(tree: Tree, path: KeyPath) -> Span:
+    return tree.at(path).value
+
+
+def conditions(experiment: Experiment) -> list[Condition]:
+    """The sweep's conditions; one without a name when there are none."""
+    found = []
+    for name, given in experiment.sweep.conditions.items():
+        overrides = []
+        skips = set()
+        for path, value in given.items():
+            if path in experiment.stages and value == "skip":
+                skips.add(path)
+                continue
+            span = experiment.tree.at(("sweep", "conditions", name, path)).key
+            overrides.append(Override(path, value, span))
+        found.append(Condition(name, tuple(overrides), frozenset(skips)))
+    return found or [Condition("")]
+
+
+def space(document: Document, base: Experiment) -> Space:
+    """Split the axes into structural ones and loops, and lower every structural variant.
+
+    An axis is structural when a lowering read its value. That can be seen only by lowering, and a variant may read what
+    the base does not, so the split is found by going on until it no longer changes.
+    """
+    every = axes(document.tree)
+    structural = {axis for axis in every if not _is_loop(axis)}
+    while True:
+        chosen = [axis for axis in every if axis in structural]
+        loops = [axis for axis in every if axis not in structural]
+        variants = list(_variants(document, base, chosen, loops))
+        read = frozenset().union(
+            *(program.structural for variant in variants for program in variant.programs.values())
+        )
+        grown = structural | {axis for axis in loops if _touches(axis, read)}
+        if grown == structural:
+            swept = frozenset(path for axis in loops for path in axis.where)
+            return Space(tuple(chosen), tuple(loops), tuple(variants), swept)
+        structural = grown
+
+
+def _is_loop(axis: Axis) -> bool:
+    """Whether a shell loop can carry every value."""
+    named = any(path.endswith(".use") for path in axis.paths)
+    return not named and all(_is_word(value) for row in axis.rows for value in row)
+
+
+def _is_word(value: object) -> bool:
+    if isinstance(value, bool) or value is None:
+        return False
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(_SAFE.match(value)))
+
+
+def _touches(axis: Axis, read: frozenset[KeyPath]) -> bool:
+    return any(
+        path[: len(seen)] == seen or seen[: len(path)] == path
+        for path in axis.where
+        for seen in read
+    )
+
+
+def _variants(
+    document: Document, base: Experiment, chosen: Sequence[Axis], loops: Sequence[Axis]
+) -> Iterator[Variant]:
+    swept = frozenset(path for axis in loops for path in axis.where)
+    findings = []
+    found = []
+    for condition in conditions(base):
+        for rows in itertools.product(*(range(len(axis.rows)) for axis in chosen)):
+            at = tuple(zip(chosen, rows, strict=True))
+            unwritten = _first_rows(loops, base)
+            try:
+                experiment = resolve(document, (*unwritten, *_overrides(condition, at)))
+            except SpecError as error:
+                findings += error.findings
+                continue
+            programs, misfits = _lowered(experiment, condition.skips, swept)
+            findings += misfits
+            found.append(Variant(condition, at, experiment, programs))
+    if findings:
+        raise SpecError(*dict.fromkeys(findings))
+    yield from found
+
+
+def _overrides(
+    condition: Condition, rows: Iterable[tuple[Axis, int]]
+) -> tuple[Override, ...]:
+    cells = [override for axis, index in rows for override in axis.row(index)]
+    return (*condition.overrides, *cells)
+
+
+def _first_rows(loops: Iterable[Axis], base: Experiment) -> tuple[Override, ...]:
+    """A loop's first value, where the spec itself wrote none: the flag needs a default."""
+    return tuple(
+        override
+        for axis in loops
+        if axis.rows
+        for override in axis.row(0)
+        if not base.is_written(spec_path(override.path))
+    )
+
+
+def _lowered(
+    experiment: Experiment, skips: frozenset[str], swept: frozenset[KeyPath]
+) -> tuple[dict[str, Program], list[Any]]:
+    programs, findings = {}, []
+    for name, stage in experiment.stages.items():
+        if name not in skips:
+            programs[name], misfits = lower(experiment, stage, swept)
+            findings += misfits
+    return programs, findings
+
+
+def labels(every: Sequence[Axis]) -> dict[str, str]:
+    """A short name for each swept path: its last telling key, longer where two would be equal."""
+    paths = [path for axis in every for path in axis.paths]
+    keys = {path: [key for key in path.split(".") if key != "use"] for path in paths}
+    depth = 1
+    while True:
+        short = {path: "_".join(parts[-depth:]) for path, parts in keys.items()}
+        if len(set(short.values())) == len(short) or depth > 8:
+            return short
+        depth += 1
+
+
+def slug(value: object) -> str:
+    """A value as a part of a folder's name."""
+    if isinstance(value, dict):
+        return slug(value.get("use", "-".join(str(item) for item in value.values())))
+    if isinstance(value, list | tuple):
+        return "-".join(slug(item) for item in value)
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", number(value)).strip("-") or "none"
+
+
+def number(value: object) -> str:
+    """A scalar as flags and shell print it: shortest text that reads back as the same value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return repr(value)
+    return str(value)
