@@ -144,7 +144,7 @@ def _version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:  # the distribution has another name: sklearn, yaml
-        said = getattr(sys.modules.get(name), "__version__", None)
+        said = getattr(sys.modules.get(name), "__dict__", {}).get("__version__")
         return said if isinstance(said, str) else None
 
 
@@ -157,7 +157,7 @@ def _device(device: torch.device) -> dict[str, Any]:
             "memory_mib": facts.total_memory // 2**20,
             "capability": f"{facts.major}.{facts.minor}",
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     return {"type": device.type, "name": _processor(), "threads": torch.get_num_threads()}
 

@@ -8,14 +8,13 @@ is below it is the runtime or torch, at work for that line. Standard library onl
 import hashlib
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from expc_runtime.state.files import read_json
 
-__all__ = ["annotate", "source_of", "traced"]
+__all__ = ["annotate", "source_of"]
 
 LOCK = "expc.lock.json"
 
@@ -45,16 +44,6 @@ def annotate(error: BaseException) -> str:
     if source and note not in getattr(error, "__notes__", ()):
         error.add_note(note)
     return source
-
-
-@contextmanager
-def traced() -> Iterator[None]:
-    """Exceptions of the body go on, with the note of `annotate`."""
-    try:
-        yield
-    except BaseException as error:
-        annotate(error)
-        raise
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[Path, int]]:

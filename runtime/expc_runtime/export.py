@@ -1,0 +1,277 @@
+"""The trained module of a finished stage: in Python, as safetensors, as ONNX.
+
+python -m expc_runtime.export RUN --format safetensors|onnx -o FILE
+"""
+
+import argparse
+import importlib.util
+import inspect
+import json
+import os
+import sys
+import typing
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expc_runtime.checkpoint import Manifest, Store, load_weights
+from expc_runtime.errors import MissingInput, StageError
+from expc_runtime.flags import Run
+from expc_runtime.module import Module
+from expc_runtime.provenance import project_root
+from expc_runtime.state import Result, read_result, resolve
+
+__all__ = ["Column", "columns_of", "load", "main", "to_onnx", "to_safetensors"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One input: shape of a row, without the batch axis, and the name of its torch dtype."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    def rows(self, count: int) -> Tensor:
+        """``count`` rows of zeros."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return torch.zeros(count, *self.shape, dtype=dtype)
+
+
+def load(run: str | Path, *, best: str | None = None) -> nn.Module:
+    """The trained module of the stage folder ``run``, on the CPU, in eval mode.
+
+    Calling it is the module's ``forward``: the outputs of its heads. ``best`` names a monitor: the
+    weights of its best value instead of the last.
+
+    Raises MissingInput: no result or checkpoint there, or the module was compiled anew since.
+    """
+    return _load(Path(run), best)[0]
+
+
+def to_safetensors(run: str | Path, path: str | Path, *, best: str | None = None) -> Path:
+    """Write the weights of ``run``, with module, program, config and step as metadata."""
+    from safetensors.torch import save_file
+
+    module, result, manifest = _load(Path(run), best)
+    # Clones: the format holds no two names for one memory, as tied weights are.
+    weights = {k: v.detach().clone().contiguous() for k, v in module.state_dict().items()}
+    about = {
+        "module": result.module,
+        "program": result.program,
+        "key": result.key,
+        "config": json.dumps(dict(result.config), sort_keys=True),
+        "step": str(manifest.step),
+        "series": manifest.series,
+    }
+    with _replacing(Path(path)) as temp:
+        save_file(weights, temp, metadata=about)
+    return Path(path)
+
+
+def to_onnx(
+    run: str | Path,
+    path: str | Path,
+    *,
+    best: str | None = None,
+    inputs: Mapping[str, Column] | None = None,
+) -> Path:
+    """Write ``forward`` of ``run``; inputs are its parameters, outputs its heads, any number of rows.
+
+    ``inputs`` says the shape of a row of each parameter; where it does not, the columns recorded in
+    result.json do.
+
+    Raises MissingInput: the package onnx is missing, or a shape is not known.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingInput("ONNX export needs the package onnx: pip install 'expc[onnx]'")
+    import onnx
+
+    module, result, _ = _load(Path(run), best)
+    known = _recorded(result) | dict(inputs or {})
+    names = list(inspect.signature(module.forward).parameters)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise MissingInput(
+            f"the shape of {', '.join(unknown)} is not recorded in {run}; "
+            f"give it by --input {unknown[0]}=1x8x8"
+        )
+    # Two rows: with one, a batch axis and an axis of one cannot be told apart.
+    example = tuple(known[name].rows(2) for name in names)
+    heads = _heads(module, example)
+    with _replacing(Path(path)) as temp, warnings.catch_warnings():
+        # The exporter that replaces this one needs a package more, onnxscript.
+        warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export")
+        torch.onnx.export(
+            module,
+            example,
+            str(temp),
+            dynamo=False,
+            input_names=names,
+            output_names=heads,
+            dynamic_axes={name: {0: "rows"} for name in (*names, *heads)},
+        )
+        onnx.checker.check_model(str(temp))
+    return Path(path)
+
+
+def columns_of(columns: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Shape of a row and dtype of each column, as result.json keeps them for `to_onnx`."""
+    return {
+        name: {"shape": list(column.shape[1:]), "dtype": str(column.dtype).removeprefix("torch.")}
+        for name, column in columns.items()
+    }
+
+
+def _recorded(result: Result) -> dict[str, Column]:
+    columns = result.extra.get("columns", {})
+    return {name: Column(tuple(c["shape"]), c["dtype"]) for name, c in columns.items()}
+
+
+def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
+    folder = resolve(run)
+    result = read_result(folder)
+    if result is None:
+        raise MissingInput(f"{run} has no result.json: the stage is not done")
+    store = Store(folder / "checkpoints")
+    found = store.load(best)
+    if found is None:
+        raise MissingInput(f"no {best or 'last'} checkpoint in {store.folder}")
+    state, manifest = found
+    module = _build(folder, result)
+    load_weights(module, state["model"])
+    return module.eval(), result, manifest
+
+
+def _build(folder: Path, result: Result) -> Module:
+    path = project_root(folder) / result.module
+    if not path.is_file():
+        raise MissingInput(f"{folder} was made by {path}, which is not there")
+    python = _import(path)
+    program = getattr(python, "PROGRAM", "")
+    if program != result.program:
+        raise MissingInput(
+            f"{path} was compiled anew since: it is program {program}, the run is {result.program}; "
+            "its provenance.json names the commit"
+        )
+    own = [
+        c for c in vars(python).values() if isinstance(c, type) and c.__module__ == python.__name__
+    ]
+    build, config = _only(own, Module, path), _only(own, Run, path)
+    torch_state = torch.get_rng_state()
+    try:
+        module: Module = build(_config(config, result.config))
+    finally:
+        torch.set_rng_state(torch_state)  # loading a model must not change the caller's draws
+    return module
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"_expc_loaded_{path.stem}_{abs(hash(str(path)))}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    python = importlib.util.module_from_spec(spec)
+    sys.modules[name] = python  # dataclasses and type hints look themselves up there
+    root = str(project_root(path))
+    if root not in sys.path:
+        sys.path.append(root)  # a user's own classes are imported from the root
+    try:
+        spec.loader.exec_module(python)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return python
+
+
+def _only(classes: Sequence[type], base: type, path: Path) -> type[Any]:
+    found = [c for c in classes if issubclass(c, base)]
+    if len(found) != 1:
+        raise MissingInput(f"{path} defines {len(found)} classes of {base.__name__}, not one")
+    return found[0]
+
+
+def _config(config: type[Any], values: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(config)
+    known = {f.name for f in fields(config)}
+    return config(**{k: _typed(v, hints[k]) for k, v in values.items() if k in known})
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """JSON has neither tuples nor a difference between 1 and 1.0."""
+    kinds = [typing.get_origin(k) or k for k in (*typing.get_args(hint), hint)]
+    if isinstance(value, list) and tuple in kinds:
+        return tuple(value)
+    return float(value) if hint is float else value
+
+
+def _heads(module: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """``losses`` takes the heads first, in the order in which ``forward`` gives them."""
+    with torch.no_grad():
+        given = module(*example)
+    count = len(given) if isinstance(given, tuple) else 1
+    losses = getattr(module, "losses", None)
+    names = list(inspect.signature(losses).parameters) if losses else []
+    return names[:count] if len(names) >= count else [f"output_{i}" for i in range(count)]
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temp
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _column(text: str) -> tuple[str, Column]:
+    name, equals, shape = text.partition("=")
+    shape, _, dtype = shape.partition(":")
+    try:
+        sizes = tuple(int(size) for size in shape.split("x") if size)
+    except ValueError:
+        equals = ""
+    if not equals or not isinstance(getattr(torch, dtype or "float32", None), torch.dtype):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=1x8x8 or NAME=1x8x8:int64")
+    return name, Column(sizes, dtype or "float32")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m expc_runtime.export", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, help="folder of a finished stage: runs/EXPERIMENT/RUN/STAGE"
+    )
+    parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--best", metavar="MONITOR", help="its best weights instead of the last")
+    parser.add_argument(
+        "--input",
+        type=_column,
+        action="append",
+        default=[],
+        metavar="NAME=SHAPE[:DTYPE]",
+        help="one row of an input of forward, for ONNX, if the run did not record it",
+    )
+    given = parser.parse_args(argv)
+    try:
+        if given.format == "onnx":
+            to_onnx(given.run, given.output, best=given.best, inputs=dict(given.input))
+        else:
+            to_safetensors(given.run, given.output, best=given.best)
+    except StageError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(given.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
