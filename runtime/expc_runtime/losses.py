@@ -141,15 +141,18 @@ def cross_entropy(
     "ignore").
     """
     pred, target = _rows("cross_entropy", pred, target, reduction)
-    classes = pred.shape[-1]
+    rows, classes = pred.shape[:-1], pred.shape[-1]
+    if pred.dim() != 2:  # torch wants the classes second
+        target = target.reshape((-1,) if target.shape == rows else (-1, classes))
+        pred = pred.reshape(-1, classes)
     loss = F.cross_entropy(
-        pred.reshape(-1, classes),
-        target.reshape(-1) if target.dim() < pred.dim() else target.reshape(-1, classes),
+        pred,
+        target,
         ignore_index=_NO_CLASS,
         reduction=reduction,
         label_smoothing=label_smoothing,
     )
-    return loss.reshape(pred.shape[:-1]) if reduction == "none" else loss
+    return loss.reshape(rows) if reduction == "none" else loss
 
 
 def kl_div(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
@@ -165,7 +168,7 @@ def kl_div(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     pred, target = _rows("kl_div", pred, target, reduction)
     loss = F.kl_div(F.log_softmax(pred, dim=-1), target, reduction="none").sum(-1)
     if reduction == "mean":
-        return loss.sum() / target.ne(0).any(-1).sum().clamp(min=1)
+        return loss.sum() / target.any(-1).sum().clamp(min=1)
     return _reduce(loss, reduction)
 
 

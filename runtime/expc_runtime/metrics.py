@@ -67,7 +67,7 @@ class Accuracy(_Mean):
         if _are_ids("Accuracy", pred, target):
             self._add(pred.argmax(-1) == target)
         else:
-            self._add_rows(pred.argmax(-1) == target.argmax(-1), target.ne(0).any(-1))
+            self._add_rows(pred.argmax(-1) == target.argmax(-1), target.any(-1))
 
 
 class TopK(_Mean):

@@ -1,4 +1,4 @@
-"""The losses against float64 references written from their papers, and the properties they share."""
+"""The losses against float64 references written from their papers, and what they share."""
 
 import ast
 import inspect
@@ -60,10 +60,12 @@ def ref_focal(z: Array, t: Array, gamma: float = 2.0, alpha: float | None = None
     """Lin et al. 2017, eq. 5: FL(p_t) = -a_t (1 - p_t)^gamma log p_t, in expectation over t."""
 
     def fl(log_p_t: Array) -> Array:
-        return np.asarray(-((1 - np.exp(log_p_t)) ** gamma) * log_p_t)
+        loss: Array = -((1 - np.exp(log_p_t)) ** gamma) * log_p_t
+        return loss
 
     a_yes, a_no = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-    return t * a_yes * fl(log_sigmoid(z)) + (1 - t) * a_no * fl(log_sigmoid(-z))
+    loss: Array = t * a_yes * fl(log_sigmoid(z)) + (1 - t) * a_no * fl(log_sigmoid(-z))
+    return loss
 
 
 def ref_asymmetric(
@@ -74,7 +76,8 @@ def ref_asymmetric(
     p_m = np.maximum(p - clip, 0.0)
     loss_yes = (1 - p) ** gamma_pos * np.log(p)
     loss_no = p_m**gamma_neg * np.log(1 - p_m)
-    return -(t * loss_yes + (1 - t) * loss_no)
+    loss: Array = -(t * loss_yes + (1 - t) * loss_no)
+    return loss
 
 
 def ref_cross_entropy(z: Array, t: Array, label_smoothing: float = 0.0) -> Array:
@@ -235,6 +238,13 @@ def test_asymmetric_forgives_a_no_below_the_clip() -> None:
     assert slope(loss, z).count_nonzero() == 0
 
 
+def test_asymmetric_has_a_slope_exactly_at_the_clip() -> None:
+    """There u = 0, where the slope of u^0.5 alone is infinite."""
+    z = torch.zeros(1, requires_grad=True)
+    loss = losses.asymmetric(z, torch.zeros(1), gamma_neg=0.5, clip=0.5)
+    assert slope(loss, z).item() == pytest.approx(0.0, abs=1e-4)
+
+
 def test_kl_of_one_hot_rows_is_cross_entropy() -> None:
     z, _ = problem("kl_div", 2)
     t = torch.from_numpy(one_hot(np.array([0, 1, 2, 3, 4, 0]), 5))
@@ -296,6 +306,8 @@ def test_gce_clamps_what_it_reads() -> None:
     t = torch.tensor([1])
     far, farther = torch.tensor([[100.0, -100.0]]), torch.tensor([[1e4, -1e4]])
     assert losses.gce(far, t) == losses.gce(farther, t)
+    above = torch.tensor([[1e4, 200.0]])
+    assert losses.gce(above, t) == losses.gce(torch.zeros(1, 2), t)
     assert losses.gce(far, t).item() == pytest.approx((1 - 1e-7**0.7) / 0.7, rel=1e-6)
 
 

@@ -281,13 +281,18 @@ def test_rows_may_be_planes() -> None:
         assert measured(build(), pred, target) == flat
 
 
-def test_a_long_epoch_does_not_lose_small_terms() -> None:
-    """In a float32 sum 2^24 + 1 is 2^24: the last batches would not count."""
-    metric = metrics.Brier()
-    metric.update(torch.full((1, 1), 2.0**12), torch.zeros(1, 1))
-    for _ in range(9):
-        metric.update(torch.ones(1, 1), torch.zeros(1, 1))
-    assert metric.compute().item() == (2.0**24 + 9) / 10
+@pytest.mark.parametrize("sizes", [[10], [1] * 10], ids=["one batch", "ten batches"])
+def test_a_large_sum_does_not_lose_small_terms(sizes: list[int]) -> None:
+    """In a float32 sum 2^24 + 1 is 2^24: the last samples would not count."""
+    pred = torch.ones(10)
+    pred[0] = 2.0**12
+    assert measured(metrics.Brier(), pred, torch.zeros(10), sizes) == (2.0**24 + 9) / 10
+
+
+@pytest.mark.parametrize("build", BINARY, ids=name_of)
+def test_an_answer_at_the_threshold_is_yes(build: Callable[..., Metric]) -> None:
+    at = torch.full((2, 3), 0.25)
+    assert measured(build(threshold=0.25), at, torch.ones(2, 3)) == 1.0
 
 
 @pytest.mark.parametrize(
