@@ -107,7 +107,7 @@ def to_onnx(
     heads = _heads(module, example)
     with _replacing(Path(path)) as temp, warnings.catch_warnings():
         # The exporter that replaces this one needs a package more, onnxscript.
-        warnings.filterwarnings("ignore", message=".*legacy TorchScript-based ONNX export")
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             module,
             example,
