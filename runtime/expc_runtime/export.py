@@ -66,6 +66,7 @@ def to_safetensors(run: str | Path, path: str | Path, *, best: str | None = None
         "module": result.module,
         "program": result.program,
         "key": result.key,
+        "state": result.state,  # two updates of a smoke run train nothing
         "config": json.dumps(dict(result.config), sort_keys=True),
         "step": str(manifest.step),
         "series": manifest.series,
@@ -225,7 +226,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temp.touch()
+        mode = temp.stat().st_mode
         yield temp
+        temp.chmod(mode)  # safetensors makes files that only their owner reads
         os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)

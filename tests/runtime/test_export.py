@@ -146,6 +146,8 @@ def test_safetensors_holds_the_weights_and_where_they_are_from(run: Path, tmp_pa
     assert (about["program"], about["step"]) == ("5be1c0a7d2f4", "100")
     assert json.loads(about["config"])["channels"] == [4, 6]
     assert [p.name for p in path.parent.iterdir()] == ["read.safetensors"]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
