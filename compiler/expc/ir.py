@@ -96,7 +96,7 @@ class Name:
 
 
 Operand: TypeAlias = (
-    "Value | Flag | Name | Call | str | int | float | bool | None | tuple[Operand, ...]"
+    "Value | Flag | Name | Call | str | int | float | bool | tuple[Operand, ...] | None"
 )
 
 

@@ -58,7 +58,10 @@ def order(experiment: Experiment) -> list[str]:
         ready = [
             name
             for name in waiting
-            if all(parent in done or parent not in experiment.stages for parent in experiment.stages[name].parents)
+            if all(
+                parent in done or parent not in experiment.stages
+                for parent in experiment.stages[name].parents
+            )
         ]
         if not ready:
             raise SpecError(_circle(experiment, waiting))
@@ -109,7 +112,9 @@ def _modules(base: Experiment, space: Space) -> dict[tuple[str, str], Module]:
         for key, one in made.items():
             label = names[key]
             file = f"{stage}_{label}.py" if label else f"{stage}.py"
-            modules[stage, key] = Module(stage, file, label, one.program, digest.identity(one.program))
+            modules[stage, key] = Module(
+                stage, file, label, one.program, digest.identity(one.program)
+            )
     return modules
 
 
@@ -158,11 +163,15 @@ def _block(
     modules: Mapping[tuple[str, str], Module],
     short: Mapping[str, str],
 ) -> Block:
-    looped = {path: short[axis.paths[i]] for axis in space.loops for i, path in enumerate(axis.where)}
+    looped = {
+        path: short[axis.paths[i]] for axis in space.loops for i, path in enumerate(axis.where)
+    }
     stages = []
     for stage in order(variant.experiment):
         if stage in variant.condition.skips:
-            stages.append(StageRun(stage, "", (), (), f"condition {variant.condition.name} skips it"))
+            stages.append(
+                StageRun(stage, "", (), (), f"condition {variant.condition.name} skips it")
+            )
             continue
         program = variant.programs[stage]
         module = modules[stage, digest.structure(program)]
@@ -229,7 +238,9 @@ def _unless(
     base: Experiment, variant: Variant, space: Space, short: Mapping[str, str]
 ) -> tuple[tuple[tuple[str, object], ...], ...] | None:
     """Exclusions that still depend on a loop; None when the whole variant is excluded."""
-    fixed = {path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)}
+    fixed = {
+        path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)
+    }
     looped = {path for axis in space.loops for path in axis.paths}
     left = []
     for excluded in base.sweep.exclude:

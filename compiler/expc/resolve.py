@@ -153,7 +153,9 @@ def _bad_name(name: str, tree: Tree, path: KeyPath, *, value: bool = False) -> F
     place = tree.at(path)
     why = "names become variables, flags and folders of the generated code"
     if name in _TAKEN or keyword.iskeyword(name):
-        return Finding("XC105", f"`{name}` is a word of Python", place.key, why, "choose another name")
+        return Finding(
+            "XC105", f"`{name}` is a word of Python", place.key, why, "choose another name"
+        )
     return Finding(
         "XC105",
         f"`{name}` is not a name",
@@ -172,10 +174,16 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     findings = _checked_name(name, tree, path)
     if not isinstance(raw, dict):
         place = tree.at(path).value
-        return tree, None, [
-            *findings,
-            Finding("XC103", f"stage `{name}` is a map of keys", place, help="start with `kind:`"),
-        ]
+        return (
+            tree,
+            None,
+            [
+                *findings,
+                Finding(
+                    "XC103", f"stage `{name}` is a map of keys", place, help="start with `kind:`"
+                ),
+            ],
+        )
     kind = KINDS.get(raw.get("kind", ""))
     if kind is None:
         return tree, None, [*findings, _unknown_kind(raw, tree, path, name)]
@@ -276,9 +284,7 @@ def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None,
     owner = f"`{name}`"
     findings: list[Finding] = []
     params = _validated(component.params, own, tree, path, owner, slot_fields, findings)
-    shape = (
-        _validated(slot.shape, of_slot, tree, path, owner, [], findings) if slot.shape else None
-    )
+    shape = _validated(slot.shape, of_slot, tree, path, owner, [], findings) if slot.shape else None
     if findings or params is None:
         return None, findings
     return Use(component, params, path, shape), []

@@ -180,7 +180,13 @@ def _help(
 ) -> str:
     value = detail["input"]
     if detail["type"] == "literal_error" and isinstance(value, str):
-        words = [part.strip("'") for part in _choices(detail.get("ctx", {})).replace("`", "'").replace(" or ", ", ").split(", ")]
+        words = [
+            part.strip("'")
+            for part in _choices(detail.get("ctx", {}))
+            .replace("`", "'")
+            .replace(" or ", ", ")
+            .split(", ")
+        ]
         hint = suggest(value, words)
         if hint:
             return hint

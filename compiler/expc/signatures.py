@@ -80,7 +80,9 @@ def find(module: str, root: Path) -> Path:
         for candidate in (base.with_suffix(".py"), base / "__init__.py"):
             if candidate.is_file():
                 return candidate
-    raise NotFound(f"there is no module `{module}` under the project root or among installed packages")
+    raise NotFound(
+        f"there is no module `{module}` under the project root or among installed packages"
+    )
 
 
 @cache
@@ -92,7 +94,9 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _of_class(
-    node: ast.ClassDef, definitions: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef], file: Path
+    node: ast.ClassDef,
+    definitions: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef],
+    file: Path,
 ) -> Signature:
     lineage = _lineage(node, definitions)
     methods: dict[str, tuple[Parameter, ...]] = {}
@@ -115,7 +119,10 @@ def _of_class(
     return Signature(node.name, file, node.lineno, parameters, is_open, methods, attributes)
 
 
-def _lineage(node: ast.ClassDef, definitions: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]) -> list[ast.ClassDef]:
+def _lineage(
+    node: ast.ClassDef,
+    definitions: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef],
+) -> list[ast.ClassDef]:
     """A class and those of its bases that the same file defines."""
     lineage = [node]
     for base in node.bases:

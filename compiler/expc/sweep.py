@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from expc.experiment import Experiment
-from expc.findings import Span, SpecError
+from expc.findings import Finding, Span, SpecError
 from expc.ir import Program
 from expc.lower import lower
 from expc.resolve import Document, Override, resolve, spec_path
@@ -82,10 +82,10 @@ def axes(tree: Tree) -> list[Axis]:
     if zipped:
         length = min(len(values) for values in zipped.values())
         rows = tuple(tuple(values[i] for values in zipped.values()) for i in range(length))
-        spans = tuple(
+        places = tuple(
             tuple(_span(tree, ("sweep", "zip", path, i)) for path in zipped) for i in range(length)
         )
-        found.append(Axis("zip", tuple(zipped), rows, spans))
+        found.append(Axis("zip", tuple(zipped), rows, places))
     return found
 
 
@@ -155,7 +155,7 @@ def _variants(
     document: Document, base: Experiment, chosen: Sequence[Axis], loops: Sequence[Axis]
 ) -> Iterator[Variant]:
     swept = frozenset(path for axis in loops for path in axis.where)
-    findings = []
+    findings: list[Finding] = []
     found = []
     for condition in conditions(base):
         for rows in itertools.product(*(range(len(axis.rows)) for axis in chosen)):
@@ -174,9 +174,7 @@ def _variants(
     yield from found
 
 
-def _overrides(
-    condition: Condition, rows: Iterable[tuple[Axis, int]]
-) -> tuple[Override, ...]:
+def _overrides(condition: Condition, rows: Iterable[tuple[Axis, int]]) -> tuple[Override, ...]:
     cells = [override for axis, index in rows for override in axis.row(index)]
     return (*condition.overrides, *cells)
 
@@ -194,8 +192,9 @@ def _first_rows(loops: Iterable[Axis], base: Experiment) -> tuple[Override, ...]
 
 def _lowered(
     experiment: Experiment, skips: frozenset[str], swept: frozenset[KeyPath]
-) -> tuple[dict[str, Program], list[Any]]:
-    programs, findings = {}, []
+) -> tuple[dict[str, Program], list[Finding]]:
+    programs: dict[str, Program] = {}
+    findings: list[Finding] = []
     for name, stage in experiment.stages.items():
         if name not in skips:
             programs[name], misfits = lower(experiment, stage, swept)

@@ -32,9 +32,9 @@ class Tree:
         """The value at a path."""
         node: Any = self.data
         for key in path:
-            if isinstance(node, dict) and key in node:
-                node = node[key]
-            elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            if (isinstance(node, dict) and key in node) or (
+                isinstance(node, list) and isinstance(key, int) and key < len(node)
+            ):
                 node = node[key]
             else:
                 return default
@@ -73,7 +73,7 @@ class Tree:
         }
         for depth in range(1, len(path)):
             places.setdefault(path[:depth], where)
-        places.update({below: where for below in _paths(value, path)})
+        places.update(dict.fromkeys(_paths(value, path), where))
         return Tree(_put(self.data, path, value), places)
 
     def replaced(self, path: KeyPath, value: Any) -> Tree:
@@ -102,7 +102,11 @@ def extend(tree: Tree, base: Tree) -> Tree:
 
 
 def _merge(
-    own: Any, base: Any, path: KeyPath, where: dict[KeyPath, Where], base_where: Mapping[KeyPath, Where]
+    own: Any,
+    base: Any,
+    path: KeyPath,
+    where: dict[KeyPath, Where],
+    base_where: Mapping[KeyPath, Where],
 ) -> Any:
     if not (isinstance(own, dict) and isinstance(base, dict)):
         return own

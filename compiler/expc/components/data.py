@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from expc.components.core import Column, Component, Params
+from expc.components.core import Column, Component, Params, Use
 from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Features, Port, Prob, Real
 
 COLUMN_PORTS: dict[str, Port] = {
@@ -59,6 +59,14 @@ class Arrays(Params):
     columns: dict[str, Literal["features", "class", "prob", "real", "class_probs"]] = Field(
         min_length=1, description="column -> what it means"
     )
+
+
+def columns_of(use: Use) -> dict[str, Column]:
+    """What is known of a source's columns: from its declaration, or from the spec."""
+    if use.component.columns:
+        return dict(use.component.columns)
+    declared: dict[str, str] = getattr(use.params, "columns", {})
+    return {name: Column(COLUMN_PORTS[meaning]) for name, meaning in declared.items()}
 
 
 DATA = (

@@ -44,9 +44,7 @@ class CrossEntropy(Params):
 class Gce(Params):
     """Parameters of `gce`."""
 
-    q: float = Field(
-        0.7, gt=0, le=1, description="0 is cross-entropy, 1 is mean absolute error"
-    )
+    q: float = Field(0.7, gt=0, le=1, description="0 is cross-entropy, 1 is mean absolute error")
     negative: float = Field(0.0, ge=0, description="penalty on mass given to wrong classes")
 
 

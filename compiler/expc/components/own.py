@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
@@ -40,7 +40,6 @@ def own_component(
         columns = dict(_columns(found)) if family == "data" else {}
     except ValueError as error:
         return None, Finding("XC106", f"`{target}` {error}", span)
-    better = found.attributes.get("higher_is_better") if family == "metric" else None
     return (
         Component(
             family=family,
@@ -51,11 +50,16 @@ def own_component(
             forms=forms,
             columns=columns,
             inputs=tuple(parameter.name for parameter in found.methods.get("forward", ())),
-            better={True: "higher", False: "lower"}.get(better, "") if isinstance(better, bool) else "",
+            better=_better(found) if family == "metric" else "",
             own=True,
         ),
         None,
     )
+
+
+def _better(found: Signature) -> Literal["higher", "lower", ""]:
+    said = found.attributes.get("higher_is_better")
+    return "" if said is None else "higher" if said else "lower"
 
 
 def _not_found(target: str, error: NotFound, span: Span) -> Finding:

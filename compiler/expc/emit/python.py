@@ -112,7 +112,7 @@ class Imports:
             self.found.setdefault(package, set()).add(last)
             return f"{last}.{name}"
         known = name in self.found.get(module, ())
-        if not known and (name in self.taken or name[0].islower() and module not in _OURS):
+        if not known and (name in self.taken or (name[0].islower() and module not in _OURS)):
             self.whole.add(module)
             return f"{module}.{name}"
         self.found.setdefault(module, set()).add(name)
@@ -153,7 +153,9 @@ def _rank(module: str) -> int:
     return 0 if top == "dataclasses" else 2 if top == "expc_runtime" else 1
 
 
-def python_file(module: Module, experiment: str, spec: str, folder: str, own_root: Iterable[str]) -> PythonFile:
+def python_file(
+    module: Module, experiment: str, spec: str, folder: str, own_root: Iterable[str]
+) -> PythonFile:
     """A module's text, piece by piece, for the template."""
     program = module.program
     imports = Imports(frozenset(own_root), {program.name, "Config", "main"})

@@ -54,9 +54,7 @@ def render(experiment: Experiment, plan: Plan, folder: str) -> Rendered:
     }
     raw = {name: _python().render(m=piece) for name, piece in pieces.items()}
     texts = formatted(raw)
-    maps = {
-        name: source_map(pieces[name], raw[name], texts[name], experiment) for name in texts
-    }
+    maps = {name: source_map(pieces[name], raw[name], texts[name], experiment) for name in texts}
     files = dict(texts)
     files["sweep.sh"] = _shell().render(s=shell_file(plan, folder))
     files["README.md"] = _readme().render(r=_readme_text(plan, folder))

@@ -94,7 +94,11 @@ def _open(loop: Loop) -> Iterator[str]:
 
 
 def _label(label: Sequence[str | Name]) -> str:
-    return '"' + "".join(f"${{{part.text}}}" if isinstance(part, Name) else part for part in label) + '"'
+    return (
+        '"'
+        + "".join(f"${{{part.text}}}" if isinstance(part, Name) else part for part in label)
+        + '"'
+    )
 
 
 def _stage(stage: StageRun) -> str:

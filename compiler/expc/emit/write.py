@@ -34,11 +34,16 @@ def read_lock(folder: Path) -> dict[str, Any]:
     try:
         lock = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(lock, dict) or not isinstance(lock.get("files", {}), dict):
-            raise ValueError("not a lock")
-    except (ValueError, OSError) as error:
+            raise TypeError("it is not a lock")
+    except (ValueError, TypeError, OSError) as error:
         place = Span(path.name, 1, 1)
         raise SpecError(
-            Finding("XC904", f"`{path.name}` is damaged: {error}", place, help="delete it and compile again")
+            Finding(
+                "XC904",
+                f"`{path.name}` is damaged: {error}",
+                place,
+                help="delete it and compile again",
+            )
         ) from error
     return lock
 
@@ -51,7 +56,8 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
     if edited and not force:
         raise SpecError(*(_hand_edited(name, shown) for name in edited))
     folder.mkdir(parents=True, exist_ok=True)
-    written, unchanged = [], []
+    written: list[str] = []
+    unchanged: list[str] = []
     for name, text in rendered.files.items():
         if name in owned:
             continue
@@ -68,7 +74,9 @@ def stale(rendered: Rendered, folder: Path) -> dict[str, tuple[str | None, str |
     old = read_lock(folder)
     owned = set(old.get("owned", []))
     differing: dict[str, tuple[str | None, str | None]] = {}
-    lock = {**rendered.lock, "owned": sorted(owned & set(rendered.files))} if owned else rendered.lock
+    lock = (
+        {**rendered.lock, "owned": sorted(owned & set(rendered.files))} if owned else rendered.lock
+    )
     for name, text in {**rendered.files, LOCK: lock_text(lock)}.items():
         there = _text(folder / name)
         if name not in owned and there != text:

@@ -11,17 +11,14 @@ from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, Span
 from expc.ir import (
     CONVERSIONS,
-    Any_,
     Call,
     Flag,
-    Name,
     Net,
     Op,
-    OpKind,
     Operand,
+    OpKind,
     Port,
     Routine,
-    Scalar,
     Value,
     fits,
 )
@@ -59,6 +56,10 @@ class Builder:
         """A path below this stage."""
         return (*self.stage.path, *keys)
 
+    def keys(self, path: KeyPath) -> KeyPath:
+        """A path of the spec, from this stage on."""
+        return path[len(self.stage.path) :]
+
     def static(self, *keys: str | int) -> object:
         """The value at a path; its code depends on it from now on."""
         path = self.path(*keys)
@@ -93,6 +94,11 @@ class Builder:
             self._flags[path] = Flag(self._fields[path], value, path, span, section, swept)
         return self._flags[path]
 
+    def weight(self, *keys: str | int) -> Flag | float | None:
+        """A factor of a sum; None when nobody wrote one."""
+        factor = self.flag(*keys) if self.written(*keys) else None
+        return factor if isinstance(factor, Flag) else None
+
     def flags(self) -> tuple[Flag, ...]:
         """Flags in the order of the kind's keys, then of the spec."""
         keys = list(type(self.stage.shape).model_fields)
@@ -106,7 +112,7 @@ class Builder:
 
     def arguments(self, use: Use, *, leave: Sequence[str] = ()) -> tuple[tuple[str, Operand], ...]:
         """The written parameters of a component, as keyword arguments."""
-        keys = use.path[len(self.stage.path) :]
+        keys = self.keys(use.path)
         extra = [name for name in use.params.model_extra or {} if name not in use.written]
         return tuple(
             (name, self._argument(*keys, name))
@@ -120,7 +126,9 @@ class Builder:
 
     # --------------------------------------------------------------------------------------- statements
 
-    def value(self, name: str, port: Port, span: Span, *, grad: bool = True, shape: str = "") -> Value:
+    def value(
+        self, name: str, port: Port, span: Span, *, grad: bool = True, shape: str = ""
+    ) -> Value:
         """A new local variable."""
         made = Value(name, port, span, grad, self._phase, shape)
         self._scope[name] = made
@@ -141,7 +149,17 @@ class Builder:
         """Add a statement to the routine or phase being written."""
         span = self.experiment.key(*path)
         self._ops.append(
-            Op(kind, tuple(out), target, tuple(ins), span, path, tuple(kwargs), tuple(weights), grad)
+            Op(
+                kind,
+                tuple(out),
+                target,
+                tuple(ins),
+                span,
+                path,
+                tuple(kwargs),
+                tuple(weights),
+                grad,
+            )
         )
 
     def convert(self, value: Value, port: Port, path: KeyPath) -> Value:
@@ -150,7 +168,9 @@ class Builder:
         if known is not None:
             return known
         suffix = {"Prob": "prob", "ClassProbs": "probs"}[port.name]
-        out = self.value(f"{value.name}_{suffix}", port, value.span, grad=value.grad, shape=value.shape)
+        out = self.value(
+            f"{value.name}_{suffix}", port, value.span, grad=value.grad, shape=value.shape
+        )
         self.emit("convert", (out,), CONVERSIONS[value.port, port], (value,), path)
         self._converted[value.name, port] = out
         return out
@@ -167,9 +187,7 @@ class Builder:
         returns: str = "",
     ) -> Routine:
         """End the routine being written."""
-        routine = Routine(
-            name, doc, tuple(ins), self.take(), tuple(out), batch, grad, returns
-        )
+        routine = Routine(name, doc, tuple(ins), self.take(), tuple(out), batch, grad, returns)
         return routine
 
     def take(self) -> tuple[Op, ...]:
@@ -180,7 +198,9 @@ class Builder:
 
     # --------------------------------------------------------------------------------------------- edges
 
-    def fit(self, use: Use, pred: Value, target: Value, forms: Sequence[Form]) -> tuple[Form, Value] | None:
+    def fit(
+        self, use: Use, pred: Value, target: Value, forms: Sequence[Form]
+    ) -> tuple[Form, Value] | None:
         """The form of a component that takes these two values, with a legal conversion where one is needed."""
         for form in forms:
             if fits(pred.port, form.takes[0]) and fits(target.port, form.takes[1]):
@@ -242,21 +262,6 @@ def _plain(value: object) -> Operand:
     raise TypeError(f"{value!r} has no place in a program")
 
 
-def weight(operand: Operand) -> Flag | float | None:
-    """An operand as the factor of a sum."""
-    return operand if isinstance(operand, Flag) else None
-
-
-def scalar(name: str, span: Span) -> Value:
-    """A loss or a total."""
-    return Value(name, Scalar, span)
-
-
-def anything(name: str) -> Name:
-    """A name of the module, printed as it is."""
-    return Name(name)
-
-
 def field_names(experiment: Experiment, stage: Stage) -> dict[KeyPath, str]:
     """The `Config` field of every leaf of a stage: `optim.lr` is `lr`, `loss.value.weight` is `value_weight`.
 
@@ -276,6 +281,3 @@ def field_names(experiment: Experiment, stage: Stage) -> dict[KeyPath, str]:
 def _short(path: KeyPath) -> str:
     keys = [str(key) for key in path]
     return "_".join(keys[1:]) if len(keys) > 1 else keys[0]
-
-
-__all__ = ["Any_", "Builder", "anything", "field_names", "scalar", "weight"]

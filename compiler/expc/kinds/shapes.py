@@ -25,7 +25,9 @@ class Until(Shape):
     at_most: float | None = Field(None, description="met at this value or below")
     above: float | None = Field(None, description="met above this value")
     below: float | None = Field(None, description="met below this value")
-    patience: Count | None = Field(None, description="epochs without a better value before giving up")
+    patience: Count | None = Field(
+        None, description="epochs without a better value before giving up"
+    )
     budget: Clock | None = Field(None, description="how long it may take")
     otherwise: Literal["fail", "warn", "stop"] = Field(
         "fail", description="what happens when the budget ends first"
@@ -58,7 +60,9 @@ class Every(Shape):
     """How often checkpoints are kept."""
 
     every: Clock | None = Field(None, description="time or training between two checkpoints")
-    keep: Annotated[int, Field(ge=2)] = Field(2, description="verified generations kept; two at least")
+    keep: Annotated[int, Field(ge=2)] = Field(
+        2, description="verified generations kept; two at least"
+    )
 
 
 class Init(Shape):
@@ -67,7 +71,9 @@ class Init(Shape):
     file: str | None = Field(None, description="a file of weights, from the project root")
     from_: str | None = Field(None, alias="from", description="a stage whose result is taken")
     part: str | None = Field(None, description="the part there, when its name differs")
-    best: str | None = Field(None, description="a name under that stage's `monitor`; last if not set")
+    best: str | None = Field(
+        None, description="a name under that stage's `monitor`; last if not set"
+    )
 
 
 class LossSlot(Params):
@@ -76,7 +82,9 @@ class LossSlot(Params):
     weight: Annotated[float, Field(ge=0)] | None = Field(
         None, description="factor in the sum; 1 if not set"
     )
-    of: str | None = Field(None, description="the head it reads; the one of its own name if not set")
+    of: str | None = Field(
+        None, description="the head it reads; the one of its own name if not set"
+    )
     target: str | None = Field(
         None, description="the column it is compared with; the one of its own name if not set"
     )
@@ -94,7 +102,9 @@ class MetricSlot(Params):
     """What any metric takes beside its own parameters."""
 
     of: str = Field(description="the head it reads")
-    target: str | None = Field(None, description="the column; the one of the head's loss if not set")
+    target: str | None = Field(
+        None, description="the column; the one of the head's loss if not set"
+    )
     reads: Literal["prob", "logits"] | None = Field(
         None, description="what its threshold assumes; converted where that is possible if not set"
     )

@@ -1,0 +1,232 @@
+"""The program of a supervised stage: one phase over `forward` and `losses`, measured and held against constants."""
+
+from __future__ import annotations
+
+from expc.components.core import Form, Use
+from expc.experiment import Stage
+from expc.ir import (
+    Any_,
+    BinaryLogits,
+    Call,
+    ClassLogits,
+    ClassProbs,
+    Features,
+    Feed,
+    Flag,
+    Name,
+    Net,
+    Operand,
+    Phase,
+    Prob,
+    Program,
+    Real,
+    Routine,
+    Scalar,
+    Value,
+)
+from expc.kinds import training
+from expc.kinds.builder import Builder
+from expc.kinds.supervised.bind import Bound, bind, port_of
+from expc.kinds.supervised.shape import OPTIMIZER, Supervised, logged
+
+
+def lower(stage: Stage, b: Builder) -> Program:
+    """The program of a supervised stage."""
+    bound = bind(stage, b)
+    forward, heads = _forward(stage, b, bound)
+    doc = _doc(bound, heads)
+    losses = _losses(b, bound, heads)
+    return Program(
+        stage=stage.name,
+        name="".join(word.capitalize() for word in stage.name.split("_")),
+        about=stage.shape.about or b.experiment.about,
+        doc=doc,
+        phases=(_update(b, bound, heads),),
+        routines=(forward, losses, _measure(b, bound, heads), _constants(stage, b, bound, heads)),
+        feed=_feed(stage, b, bound),
+        optims=(
+            training.optimizer(b, OPTIMIZER, stage.uses["optim"], stage.uses.get("schedule"), ()),
+        ),
+        nets=tuple(b.nets),
+        run=_run(stage, b),
+        logged=tuple(logged(stage)),
+        inputs=training.starts(b, stage.shape.init),
+        structural=frozenset(b.structural),
+        flags=b.flags(),
+    )
+
+
+def _doc(bound: Bound, heads: dict[str, Value]) -> str:
+    taken = ", ".join(f"{value.name} {value.shape}" for value in bound.inputs)
+    given = ", ".join(f"{v.name} {v.shape} {v.port.says}" for v in heads.values())
+    return f"{taken} -> {given}."
+
+
+# ------------------------------------------------------------------------------------------------- routines
+
+
+def _forward(stage: Stage, b: Builder, bound: Bound) -> tuple[Routine, dict[str, Value]]:
+    features, width = _features(stage, b, bound)
+    heads = {}
+    for name, use in stage.maps["heads"].items():
+        b.static("heads", name, "use")
+        span = b.experiment.key(*use.path)
+        build = Call(use.component.target, (width,), b.arguments(use))
+        b.nets.append(Net(f"{name}_head", build, span, use.path))
+        port, shape = port_of(b, bound, name), _answer_shape(use)
+        raw = b.value(name, port, span, shape=shape)
+        if port is Prob:
+            raw = b.value(f"{name}_logits", BinaryLogits, span, shape=shape)
+        b.emit("call", (raw,), f"self.{name}_head", features, use.path)
+        heads[name] = raw
+        if port is Prob:
+            heads[name] = b.value(name, Prob, span, shape=shape)
+            b.emit("convert", (heads[name],), ".sigmoid()", (raw,), use.path)
+    return b.close("forward", "", bound.inputs, heads.values()), heads
+
+
+def _features(stage: Stage, b: Builder, bound: Bound) -> tuple[tuple[Value, ...], Name]:
+    """Pass the inputs through the model's parts, in order; and the width of what comes out."""
+    features, width = bound.inputs, Name("")
+    for name, use in stage.maps["model"].items():
+        b.static("model", name, "use")
+        span = b.experiment.key(*use.path)
+        first = () if features == bound.inputs else (width,)
+        b.nets.append(
+            Net(name, Call(use.component.target, first, b.arguments(use)), span, use.path)
+        )
+        out = b.value("features", Features, span)
+        b.emit("call", (out,), f"self.{name}", features, use.path)
+        features, width = (out,), Name(f"self.{name}.out_features")
+    return features, width
+
+
+def _answer_shape(use: Use) -> str:
+    out = getattr(use.params, "out", None)
+    return "(B,)" if out == 1 else f"(B, {out})" if out else "(B, ...)"
+
+
+def _losses(b: Builder, bound: Bound, heads: dict[str, Value]) -> Routine:
+    terms: dict[str, Value] = {}
+    weights: list[Flag | float | None] = []
+    for binding in bound.losses:
+        use = binding.use
+        b.static("loss", binding.key, "use")
+        fitted = b.fit(use, heads[binding.head], binding.target, use.component.forms)
+        if fitted is None:
+            continue
+        term = b.value(f"{binding.key}_loss", Scalar, b.experiment.key(*use.path))
+        b.emit("term", (term,), use.component.target, (fitted[1], binding.target), use.path,
+               kwargs=b.arguments(use))  # fmt: skip
+        terms[binding.key] = term
+        weights.append(b.weight("loss", binding.key, "weight"))
+    total = _total(b)
+    b.emit("sum", (total,), "", terms.values(), b.path("loss"), weights=weights)
+    recorded = {**terms, total.name: total}
+    b.emit("record", (), "self.record", (), b.path("loss"), kwargs=recorded.items())
+    doc = "Each term on its own, logged, and their sum."
+    return b.close("losses", doc, (*heads.values(), *bound.targets), (total,))
+
+
+def _total(b: Builder) -> Value:
+    return b.value(f"total_{OPTIMIZER}", Scalar, b.experiment.key(*b.path("loss")))
+
+
+def _update(b: Builder, bound: Bound, heads: dict[str, Value]) -> Phase:
+    _answer(b, bound, heads)
+    total = _total(b)
+    b.emit("call", (total,), "self.losses", (*heads.values(), *bound.targets), b.path("loss"))
+    b.emit("step", (), OPTIMIZER, (total,), b.path("optim"))
+    return Phase(OPTIMIZER, b.take(), OPTIMIZER)
+
+
+def _answer(b: Builder, bound: Bound, heads: dict[str, Value]) -> None:
+    b.emit("call", heads.values(), "self", bound.inputs, b.path("heads"))
+
+
+def _measure(b: Builder, bound: Bound, heads: dict[str, Value]) -> Routine:
+    _answer(b, bound, heads)
+    b.emit("call", (), "self.losses", (*heads.values(), *bound.targets), b.path("loss"))
+    for binding in bound.metrics:
+        use = binding.use
+        b.static("metrics", binding.key, "use")
+        forms = _reading(use, b.static("metrics", binding.key, "reads"))
+        fitted = b.fit(use, heads[binding.head], binding.target, forms)
+        if fitted is None:
+            continue
+        form, pred = fitted
+        build = Call(form.target or use.component.target, (), b.arguments(use))
+        b.nets.append(Net(binding.key, build, b.experiment.key(*use.path), use.path, state=False))
+        b.emit("metric", (), f"self.{binding.key}.update", (pred, binding.target), use.path)
+    doc = "One batch of held-out rows: losses and metrics."
+    return b.close("measure", doc, batch=True)
+
+
+def _reading(use: Use, reads: object) -> tuple[Form, ...]:
+    """The forms a metric may take, narrowed by what the spec says that it reads."""
+    wanted = {"prob": (Prob,), "logits": (BinaryLogits, ClassLogits)}.get(str(reads))
+    if wanted is None:
+        return use.component.forms
+    return tuple(form for form in use.component.forms if form.takes[0] in wanted)
+
+
+_FLOORS = {BinaryLogits: "logits", ClassLogits: "class_logits", Prob: "probs", Real: "real",
+           ClassProbs: "class_probs", Any_: "real"}  # fmt: skip
+
+
+def _constants(stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]) -> Routine:
+    answers = []
+    for name, head in heads.items():
+        target = bound.target_of(name)
+        if target is None:
+            continue
+        use = stage.maps["heads"][name]
+        out = b.value(name, head.port, head.span)
+        kwargs: tuple[tuple[str, Operand], ...] = ()
+        if head.port is ClassLogits and "out" in use.component.fields():
+            kwargs = (("classes", b.flag("heads", name, "out")),)
+        function = f"expc_runtime.floors:{_FLOORS[head.port]}"
+        b.emit("call", (out,), function, (target,), use.path, kwargs=kwargs)
+        answers.append(out)
+    doc = "Constant answers of each head; the best of them is the floor that any model must beat."
+    return b.close("constants", doc, (), answers, batch=True, returns="tuple[Tensor, ...]")
+
+
+# ----------------------------------------------------------------------------------------------- feed, run
+
+
+def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
+    use = stage.uses["data"]
+    path = b.path("data")
+    b.static("data", "use")
+    source = Call(use.component.target, (), b.arguments(use))
+    names = tuple(column.name.removesuffix("_target") for column in bound.columns)
+    kwargs: list[tuple[str, Operand]] = [("columns", names), ("batch", b.flag("data", "batch"))]
+    for share in ("val", "test"):
+        if b.written("data", "split", share):
+            kwargs.append((share, b.flag("data", "split", share)))
+    if b.written("data", "split", "seed"):
+        kwargs.append(("split_seed", b.flag("data", "split", "seed")))
+    if b.written("data", "drop_last"):
+        kwargs.append(("drop_last", b.flag("data", "drop_last")))
+    build = Call("expc_runtime.data.feed:Feed", (source,), tuple(kwargs))
+    return Feed(build, bound.columns, (), b.experiment.key(*path), path)
+
+
+def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
+    shape: Supervised = stage.shape
+    run: dict[str, Operand] = {"until": training.until(b, shape.until)}
+    if b.written("precision"):
+        run["precision"] = b.word("precision")
+    if b.written("compile"):
+        run["compile"] = b.flag("compile")
+    if b.written("checkpoint"):
+        run["checkpoint"] = training.checkpoint(b, shape.checkpoint)
+    if shape.monitor:
+        b.static("monitor")
+        watched = {name: training.logged_key(key, "val") for name, key in shape.monitor.items()}
+        run["monitor"] = training.dictionary(watched)
+    starts = training.starts(b, shape.init)
+    if starts:
+        run["init"] = training.dictionary({start.part: start.source for start in starts})
+    return tuple(run.items())

@@ -1,0 +1,97 @@
+"""Parts of a program that every trained kind has: optimizer and schedule, budget and gate, checkpoints, starting weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from expc.components.core import Use
+from expc.ir import Artifact, Call, Name, Operand, Optim
+from expc.kinds.builder import Builder
+from expc.kinds.shapes import CLOCKS, Every, Init, Until
+from expc.source import Key
+
+
+def optimizer(
+    b: Builder, name: str, use: Use, schedule: Use | None, nets: tuple[str, ...]
+) -> Optim:
+    """An optimizer over nets (none named: all), and how it is driven."""
+    keys = b.keys(use.path)
+    b.static(*keys, "use")
+    arguments = b.arguments(use)
+    parameters: Operand = Call("self.parameters")
+    if b.static(*keys, "decay") == "weights" and use.param("weight_decay"):
+        arguments = b.arguments(use, leave=("weight_decay",))
+        decay = b.flag(*keys, "weight_decay")
+        parameters = Call("expc_runtime.optim:decay_groups", (Name("self"), decay))
+    fused: tuple[tuple[str, Operand], ...] = () if use.component.own else (("fused", True),)
+    build = Call(use.component.target, (parameters,), (*arguments, *fused))
+    drive: list[tuple[str, Operand]] = []
+    if schedule is not None:
+        drive.append(("schedule", _schedule(b, schedule)))
+    drive += [(key, b.flag(key)) for key in ("clip", "accumulate") if b.written(key)]
+    return Optim(name, build, nets, tuple(drive), b.experiment.key(*use.path), use.path)
+
+
+def _schedule(b: Builder, use: Use) -> Call:
+    keys = b.keys(use.path)
+    b.static(*keys, "use")
+    arguments = dict(b.arguments(use, leave=("warmup",)))
+    if use.param("warmup"):
+        arguments = {"warmup": clock(b, *keys, "warmup"), **arguments}
+    return Call(use.component.target, (), tuple(arguments.items()))
+
+
+def clock(b: Builder, *keys: Key) -> Call:
+    """A span of training, on the clock that the spec names. Which clock it is changes the code."""
+    spans: Mapping[str, object] = b.experiment.tree.get(b.path(*keys)) or {}
+    name = next(name for name in CLOCKS if spans.get(name) is not None)
+    return Call(f"expc_runtime.clocks:{CLOCKS[name]}", (b.flag(*keys, name),))
+
+
+def until(b: Builder, shape: Until) -> Call:
+    """A budget, and the gate that may end the stage before it."""
+    budget = clock(b, "until", "budget") if shape.budget is not None else clock(b, "until")
+    if not (shape.metric and shape.bound):
+        return Call("expc_runtime.gates:Until", (budget,))
+    b.static("until", "metric"), b.static("until", "on")
+    word, _ = shape.bound
+    kwargs: list[tuple[str, Operand]] = [(word, b.flag("until", word))]
+    if b.written("until", "patience"):
+        kwargs.append(("patience", b.flag("until", "patience")))
+    kwargs.append(("otherwise", str(b.static("until", "otherwise"))))
+    key = logged_key(shape.metric, shape.on)
+    gate = Call("expc_runtime.gates:Gate", (key,), tuple(kwargs))
+    return Call("expc_runtime.gates:Until", (budget, gate))
+
+
+def logged_key(key: str, split: str) -> str:
+    """The log key of a metric or loss that a spec names: `accuracy` is `val/accuracy`."""
+    return key if "/" in key else f"{split}/{key}"
+
+
+def checkpoint(b: Builder, shape: Every) -> Call:
+    """When and how many checkpoints are kept."""
+    kwargs: list[tuple[str, Operand]] = []
+    if shape.every is not None:
+        kwargs.append(("every", clock(b, "checkpoint", "every")))
+    if b.written("checkpoint", "keep"):
+        kwargs.append(("keep", b.flag("checkpoint", "keep")))
+    return Call("expc_runtime.checkpoint:Checkpoint", (), tuple(kwargs))
+
+
+def starts(b: Builder, shapes: Mapping[str, Init]) -> tuple[Artifact, ...]:
+    """Parts whose weights come from a file, or from another stage."""
+    found = []
+    for part, init in shapes.items():
+        path = b.path("init", part)
+        b.static("init", part)
+        best = f"/best_{init.best}" if init.best else ""
+        there = f"#{init.part}" if init.part else ""
+        source = init.file or f"stage:{init.from_}{best}{there}"
+        found.append(Artifact(part, source, b.experiment.key(*path), path))
+    return tuple(found)
+
+
+def dictionary(entries: Mapping[str, Operand]) -> Call:
+    """A literal dictionary."""
+    return Call("", (), tuple(entries.items()))
