@@ -142,15 +142,20 @@ class Imports:
             yield f"from {module} import {', '.join(sorted(names))}", module
 
 
-_OURS = frozenset({"dataclasses", "torch", "torch.optim"}) | {
-    f"expc_runtime.{name}"
-    for name in ("fit", "flags", "module", "optim", "clocks", "gates", "checkpoint", "models")
-}
+_STANDARD = frozenset({"dataclasses", "pathlib", "sys"})
+_OURS = (
+    _STANDARD
+    | {"torch", "torch.optim"}
+    | {
+        f"expc_runtime.{name}"
+        for name in ("fit", "flags", "module", "optim", "clocks", "gates", "checkpoint", "models")
+    }
+)
 
 
 def _rank(module: str) -> int:
     top = module.split(".")[0]
-    return 0 if top == "dataclasses" else 2 if top == "expc_runtime" else 1
+    return 0 if top in _STANDARD else 2 if top == "expc_runtime" else 1
 
 
 def python_file(
@@ -165,6 +170,10 @@ def python_file(
     path = f"{folder}/{module.file}"
     methods = tuple(_methods(program, imports))
     main = tuple(_main(program, imports))
+    own_imports = imports.own()
+    if own_imports:
+        imports.whole.add("sys")
+        imports.call("pathlib:Path")
     return PythonFile(
         path=path,
         spec=spec,
@@ -173,7 +182,7 @@ def python_file(
         example=_example(program),
         project_root=len(folder.split("/")),
         imports=imports.groups(),
-        own_imports=imports.own(),
+        own_imports=own_imports,
         program=module.digest,
         out=f"runs/{experiment}/by_hand/{stem}",
         sections=tuple(_sections(program.flags)),
@@ -264,11 +273,20 @@ def _routine(program: Program, routine: Routine, imports: Imports) -> Method:
     if routine.batch:
         lines.append(_unpack(program, routine.ops))
     lines += _body(routine.ops, imports)
+    if len(routine.out) == 1:
+        lines = [_typed(line, routine.out[0]) for line in lines]
     if routine.out:
         always_tuple = bool(routine.returns)
         lines.append(Line(f"return {_tuple(routine.out, always=always_tuple)}"))
     returns = routine.returns or _returns(routine.out)
     return Method(f"def {routine.name}(self, {taken}) -> {returns}:", routine.doc, tuple(lines))
+
+
+def _typed(line: Line, out: Value) -> Line:
+    """A net's call gives anything, to a type checker: say what is returned."""
+    name, _, made = line.text.partition(" = ")
+    is_call = name == out.name and made.startswith("self.")
+    return Line(f"{name}: Tensor = {made}", line.path) if is_call else line
 
 
 def _returns(out: Sequence[Value]) -> str:
