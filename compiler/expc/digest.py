@@ -11,7 +11,7 @@ from typing import Any
 from expc.findings import Span
 from expc.ir import Flag, Program
 
-_TEXT_ONLY = {"about", "doc", "says"}
+_TEXT_ONLY = {"about", "doc", "says", "shape"}
 """Prose: it changes what a reader sees, never what a run does."""
 
 

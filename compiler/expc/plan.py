@@ -11,6 +11,7 @@ from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
+from expc.resolve import spec_path
 from expc.source import KeyPath
 from expc.sweep import Axis, Space, Variant, axes, labels, slug
 
@@ -192,13 +193,15 @@ def _block(
 
 
 def _checked(variant: Variant, axis: Axis, row: int) -> tuple[object, ...]:
-    """A row as the fields it sets hold it: `1` is `1.0` where a number with a point is wanted."""
-    cells = []
-    for path, value in zip(axis.where, axis.rows[row], strict=True):
-        held = variant.experiment.tree.get(path)
-        whole = isinstance(held, float) and isinstance(value, int) and not isinstance(value, bool)
-        cells.append(float(value) if whole else value)
-    return tuple(cells)
+    cells = zip(axis.where, axis.rows[row], strict=True)
+    return tuple(_held(variant, path, value) for path, value in cells)
+
+
+def _held(variant: Variant, path: KeyPath, value: object) -> object:
+    """A swept value as the field it sets holds it: `1` is `1.0` where a number with a point is wanted."""
+    field = variant.experiment.tree.get(path)
+    whole = isinstance(field, float) and isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole else value  # type: ignore[arg-type]
 
 
 def _flags(
@@ -241,7 +244,7 @@ def _unless(
     fixed = {
         path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)
     }
-    looped = {path for axis in space.loops for path in axis.paths}
+    looped = {path: spec_path(path) for axis in space.loops for path in axis.paths}
     left = []
     for excluded in base.sweep.exclude:
         here = {p: v for p, v in excluded.items() if p != "condition"}
@@ -249,7 +252,11 @@ def _unless(
             continue
         if any(path in fixed and fixed[path] != value for path, value in here.items()):
             continue
-        rest = tuple((short[path], value) for path, value in here.items() if path in looped)
+        rest = tuple(
+            (short[path], _held(variant, looped[path], value))
+            for path, value in here.items()
+            if path in looped
+        )
         if not rest:
             return None
         left.append(rest)

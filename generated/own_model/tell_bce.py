@@ -30,7 +30,7 @@ from mylab.data import Moons
 from mylab.metrics import Calibration
 from mylab.models import Fourier
 
-PROGRAM = "1eb5310f5a7546b8"  # names this program and its values; results carry it
+PROGRAM = "5aefca00481f74d5"  # names this program and its values; results carry it
 
 
 @dataclass(frozen=True)

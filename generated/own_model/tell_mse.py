@@ -30,7 +30,7 @@ from mylab.data import Moons
 from mylab.metrics import Calibration
 from mylab.models import Fourier
 
-PROGRAM = "aeb8082aa2095d27"  # names this program and its values; results carry it
+PROGRAM = "90c0ea5c1458d77f"  # names this program and its values; results carry it
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class Use:
         """Parameters that the spec sets, in declaration order."""
         return [name for name in self.component.fields() if name in self.params.model_fields_set]
 
+    def default(self, name: str) -> Any:
+        """The default of a parameter; None when there is no such parameter, or it has none."""
+        info = self.component.params.model_fields.get(name)
+        return info.get_default() if info is not None and not info.is_required() else None
+
     def param(self, name: str) -> Any:
         """The value of a parameter, written or default."""
         return getattr(self.params, name)

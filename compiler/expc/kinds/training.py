@@ -19,7 +19,8 @@ def optimizer(
     b.static(*keys, "use")
     arguments = b.arguments(use)
     parameters: Operand = Call("self.parameters")
-    if b.static(*keys, "decay") == "weights" and use.param("weight_decay"):
+    decays = b.written(*keys, "weight_decay") or use.default("weight_decay")
+    if b.static(*keys, "decay") == "weights" and decays:
         arguments = b.arguments(use, leave=("weight_decay",))
         decay = b.flag(*keys, "weight_decay")
         parameters = Call("expc_runtime.optim:decay_groups", (Name("self"), decay))
