@@ -8,7 +8,7 @@ chunk of updates for each `training_step` makes its cost per update disappear.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,10 +17,9 @@ from torchmetrics import Metric
 
 from expc_runtime.optim import Drive, NonFinite
 
-__all__ = ["Batch", "Module", "Precision", "Records"]
+__all__ = ["Batch", "Module", "Records"]
 
 Batch = tuple[Tensor, ...]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
 
 HALF: dict[str, torch.dtype | None] = {
     "32": None,
@@ -49,6 +48,10 @@ class Records:
         """The mean of every name since the last `clear`."""
         self._fold()
         return {name: total / self._rows[name] for name, total in self._sums.items()}
+
+    def kept(self) -> list[tuple[str, Tensor]]:
+        """Scalars that no mean has been asked of yet, oldest first."""
+        return [(name, value) for _, scalars in self._kept for name, value in scalars.items()]
 
     def clear(self) -> None:
         self._kept.clear()
@@ -82,7 +85,18 @@ class Records:
 class _Live:
     """What changes at every update; a plain object, as nn.Module's attributes are slow to set."""
 
-    __slots__ = ("batch", "before", "dry", "epoch", "records", "rows", "updates", "wake", "woken")
+    __slots__ = (
+        "batch",
+        "before",
+        "epoch",
+        "flush",
+        "records",
+        "rehearsed",
+        "rows",
+        "updates",
+        "wake",
+        "woken",
+    )
 
     def __init__(self) -> None:
         self.updates = 0
@@ -90,8 +104,9 @@ class _Live:
         self.rows = 1
         self.batch: Any = None
         self.before: Any = None  # the batch before it, for a flag that is read one step late
-        self.dry = False
+        self.rehearsed: Callable[[tuple[str, Tensor]], None] | None = None
         self.records = Records()
+        self.flush: Callable[[], None] = lambda: None
         self.wake = float("inf")
         self.woken: Callable[[], bool] | None = None
 
@@ -143,8 +158,11 @@ class Module(pl.LightningModule):
 
     def step(self, name: str, total: Tensor) -> None:
         """Backward from ``total`` and move the parameters of drive ``name``; see `Drive.step`."""
-        if not self._live.dry:
+        live = self._live
+        if live.rehearsed is None:
             self._drives[name].step(total)
+        else:
+            live.rehearsed((f"total_{name}", total))
 
     @contextmanager
     def only(self, *nets: nn.Module) -> Iterator[None]:
@@ -167,18 +185,36 @@ class Module(pl.LightningModule):
     def epoch(self) -> int:
         return self._live.epoch
 
+    @property
+    def records(self) -> Records:
+        """What `record` was given since it was last cleared."""
+        return self._live.records
+
+    def next_epoch(self) -> None:
+        self._live.epoch += 1
+
+    @property
+    def half_dtype(self) -> torch.dtype | None:
+        """The dtype of autocast; None in plain float32."""
+        return self._half
+
     def drive(self, name: str) -> Drive:
         return self._drives[name]
+
+    def drive_names(self) -> list[str]:
+        return list(self._drives)
 
     # What `fit` calls.
 
     def start(
-        self, precision: Precision, *, total_updates: int | None, updates_per_epoch: int
+        self, precision: str, *, total_updates: int | None, updates_per_epoch: int
     ) -> None:
         """Make the drives, on the device the parameters are on, and fix the precision.
 
         Raises ValueError for a precision that this device has not.
         """
+        if precision not in HALF:
+            raise ValueError(f"precision {precision!r} is none of {', '.join(HALF)}")
         self._half = HALF[precision]
         device = next(self.parameters()).device.type
         if self._half is not None:
@@ -197,13 +233,17 @@ class Module(pl.LightningModule):
         """Between two updates call ``woken`` once `wake_at` has passed; true ends the training."""
         self._live.woken = woken
 
+    def on_flush(self, flush: Callable[[], None]) -> None:
+        """Call ``flush`` every ``log_every`` updates, between two of them."""
+        self._live.flush = flush
+
     def wake_at(self, moment: float) -> None:
         """The moment, of `time.monotonic`, at which ``woken`` is next called; 0 for now."""
         self._live.wake = moment
 
     def training_step(self, chunk: Iterable[Batch], index: int) -> None:
         """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""
-        live, autocast = self._live, self._autocast
+        live, autocast, log_every = self._live, self._autocast, self.log_every
         try:
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
@@ -211,16 +251,13 @@ class Module(pl.LightningModule):
                 with autocast:
                     self.update(batch)
                 live.updates += 1
-                if live.updates % self.log_every == 0:
-                    self.flushed()
+                if live.updates % log_every == 0:
+                    live.flush()
                 if monotonic() >= live.wake and live.woken is not None and live.woken():
                     self.trainer.should_stop = True
                     break
         except NonFinite as hit:
             self.accuse(hit)
-
-    def flushed(self) -> None:
-        """Called every ``log_every`` updates; `fit` puts its log here."""
 
     def accuse(self, hit: NonFinite) -> None:
         """Find the module that made the non-finite value and raise Diverged."""
@@ -246,16 +283,21 @@ class Module(pl.LightningModule):
         return batch
 
     @contextmanager
-    def rehearsal(self, half: bool = True) -> Iterator[Records]:
-        """Run `update` or `measure` without touching weights or records; ``half=False`` in float32."""
+    def rehearsal(
+        self, half: bool = True, totals: Callable[[tuple[str, Tensor]], None] = lambda total: None
+    ) -> Iterator[Records]:
+        """Inside, `record` fills the records given here and `step` only hands on its total.
+
+        ``half=False`` computes in float32.
+        """
         live = self._live
         records, live.records = live.records, Records()
-        dry, live.dry = live.dry, True
+        rehearsed, live.rehearsed = live.rehearsed, totals
         try:
             with self._autocast if half else nullcontext():
                 yield live.records
         finally:
-            live.records, live.dry = records, dry
+            live.records, live.rehearsed = records, rehearsed
 
     @torch.no_grad()
     def measured(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -276,7 +318,7 @@ class Module(pl.LightningModule):
                         self.measure(batch)
                 figures = records.means()
             if metrics:
-                values = torch.stack([m.compute().float() for m in metrics.values()]).tolist()
+                values = torch.stack([m.compute().double() for m in metrics.values()]).tolist()
                 figures |= dict(zip(metrics, values, strict=True))
             return figures
         finally:

@@ -7,7 +7,7 @@ rate of this step, step, drop the gradients.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ __all__ = [
 
 Warmup = Epochs | Updates | None
 Shape = Literal["constant", "cosine", "linear"]
+
+ONE_EPOCH = Epochs(1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def constant(warmup: Warmup = None) -> Schedule:
     return Schedule("constant", warmup)
 
 
-def warmup_cosine(warmup: Warmup = Epochs(1), floor: float = 0.0) -> Schedule:
+def warmup_cosine(warmup: Warmup = ONE_EPOCH, floor: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to ``floor`` times the learning rate."""
     return Schedule("cosine", warmup, floor)
 
@@ -200,11 +202,21 @@ class Drive:
             self._backward_context = torch.autocast(self._device.type, enabled=False)
         if half is torch.float16 and self.scale is None:
             self.scale = self.SCALE
+        self._write_lr()
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step, of the first parameter group."""
-        return self._groups[0][1] * self._factor(self.steps)
+        """The learning rate of the newest step, of the first parameter group."""
+        return float(self._groups[0][0]["lr"])
+
+    def figures(self) -> dict[str, float]:
+        """What is worth a curve: the learning rate; the norm, if known; float16's scale and skips."""
+        told = {"lr": self.lr}
+        if self.norm is not None:
+            told["grad_norm"] = float(self.norm)
+        if self.scale is not None:
+            told |= {"scale": self.scale, "skipped": float(self.skipped)}
+        return told
 
     def step(self, total: Tensor) -> None:
         """Backward from ``total`` (a scalar) and, every ``accumulate`` calls, one optimizer step.
@@ -234,7 +246,7 @@ class Drive:
         if not grads:
             raise ValueError(f"optimizer `{self._name}`: its loss reaches none of its parameters")
         if self._on_cpu:
-            self._conclude(self._prepare_on_host(grads), float("nan"), late=False)
+            self._conclude(self._prepare_on_host(grads), total.item(), late=False)
             return
         bad = self._prepare_on_device(grads, total)
         if self._reads_late:
@@ -259,9 +271,7 @@ class Drive:
         self.scale, self._calm = self.scale / 2, 0
 
     def _write(self, found_inf: Tensor | None) -> None:
-        factor = self._factor(self.steps)
-        for group, lr in self._groups:
-            group["lr"] = lr * factor
+        self._write_lr()
         optimizer: Any = self.optimizer
         if found_inf is not None:  # the fused kernel leaves weights and moments alone where it is 1
             optimizer.found_inf, optimizer.grad_scale = found_inf, None
@@ -270,13 +280,18 @@ class Drive:
             torch.clear_autocast_cache()  # casts of the weights as they were
         self.drop()
 
+    def _write_lr(self) -> None:
+        factor = self._factor(self.steps)
+        for group, lr in self._groups:
+            group["lr"] = lr * factor
+
     def drop(self) -> None:
         """Forget the gradients gathered so far."""
         for p in self._params:
             p.grad = None
         self.waiting = 0
 
-    def _prepare_on_host(self, grads: Sequence[Tensor]) -> bool:
+    def _prepare_on_host(self, grads: list[Tensor]) -> bool:
         """Unscale and clip in one pass; False if a gradient is not finite."""
         scale = self.scale or 1.0
         if self.clip is None and self._alike:
@@ -294,7 +309,7 @@ class Drive:
             torch._foreach_mul_(grads, coefficient / scale)
         return True
 
-    def _prepare_on_device(self, grads: Sequence[Tensor], total: Tensor) -> Tensor:
+    def _prepare_on_device(self, grads: list[Tensor], total: Tensor) -> Tensor:
         """The same without waiting for the device: (1,) float32, 1 where the step must not be."""
         scale = self.scale or 1.0
         norm = self._norm(grads) / scale
@@ -306,10 +321,12 @@ class Drive:
         self.norm = norm
         return (~torch.isfinite(norm + total)).float().reshape(1)
 
-    def _norm(self, grads: Sequence[Tensor]) -> Tensor:
-        if self._alike:
-            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-        return torch.nn.utils.get_total_norm(grads)
+    def _norm(self, grads: list[Tensor]) -> Tensor:
+        if not self._alike:
+            return torch.nn.utils.get_total_norm(grads)
+        norms: list[Tensor] = list(torch._foreach_norm(grads))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def settle(self) -> None:
         """Read the flag of a step already queued on the device; raises NonFinite if it was bad."""
@@ -360,7 +377,7 @@ class _LateFlag:
         both = torch.stack((bad.reshape(()), loss.float()))
         self._host = torch.empty(2, pin_memory=True)
         self._host.copy_(both, non_blocking=True)
-        self._arrived = torch.cuda.Event()
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 
     def read(self) -> tuple[bool, float]:

@@ -44,7 +44,8 @@ def _npz(path: Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import SafetensorError, load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
         return dict(load_file(path))

@@ -39,6 +39,9 @@ class Chunk:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def first(self, count: int) -> "Chunk":
+        return Chunk(self._columns, self._rows[:count])
+
     def __iter__(self) -> Iterator[Batch]:
         columns = self._columns
         for rows in self._rows:
@@ -109,7 +112,7 @@ class Feed:
         train = n - sum(sizes.values())
         if train < (self.batch if self.drop_last else 1):
             raise ValueError(f"{train} rows are left to train on, fewer than a batch takes")
-        parts = order.split([train, sizes["val"], sizes["test"]])
+        parts = torch.split(order, [train, sizes["val"], sizes["test"]])
         return {
             name: part.sort().values.to(device)
             for name, part in zip(("train", "val", "test"), parts, strict=True)
@@ -137,14 +140,16 @@ class Feed:
     def chunks(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
         """Batches ``start`` to ``stop`` of an epoch, a chunk at a time."""
         whole = self.updates_per_epoch
-        batches = self.order(epoch).split(self.batch)[: whole if stop is None else min(whole, stop)]
+        batches = torch.split(self.order(epoch), self.batch)[
+            : whole if stop is None else min(whole, stop)
+        ]
         for first in range(start, len(batches), CHUNK):
             yield Chunk(self._columns, batches[first : first + CHUNK])
 
     def batches(self, split: Split) -> Chunk:
         """A split in order, once, the short last batch included."""
         rows = self._rows[split]
-        return Chunk(self._columns, rows.split(self.batch) if len(rows) else ())
+        return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
 
     def columns(self, split: Split) -> Batch:
         """Whole columns of a split."""
