@@ -211,7 +211,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything one generated module does."""
+    """Everything one generated module does. `driver` runs it; a program without nets is a call of its driver alone."""
 
     stage: str
     name: str
@@ -222,6 +222,7 @@ class Program:
     optims: tuple[Optim, ...]
     routines: tuple[Routine, ...]
     phases: tuple[Phase, ...]
+    driver: str
     run: tuple[tuple[str, Operand], ...]
     flags: tuple[Flag, ...]
     logged: tuple[str, ...]

@@ -30,7 +30,7 @@ from mylab.data import Moons
 from mylab.metrics import Calibration
 from mylab.models import Fourier
 
-PROGRAM = "90c0ea5c1458d77f"  # names this program and its values; results carry it
+PROGRAM = "f69ce05773d6d0df"  # names this program and its values; results carry it
 
 
 @dataclass(frozen=True)

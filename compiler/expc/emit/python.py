@@ -27,17 +27,6 @@ from expc.sweep import number
 _MODULE_STYLE = frozenset({"expc_runtime.losses", "expc_runtime.floors"})
 """Runtime modules whose functions are called as `losses.bce`: their names would shadow locals."""
 
-_BASE = (
-    "dataclasses:dataclass",
-    "torch:Tensor",
-    "expc_runtime.fit:fit",
-    "expc_runtime.flags:Run",
-    "expc_runtime.flags:parse",
-    "expc_runtime.module:Batch",
-    "expc_runtime.module:Module",
-    "expc_runtime.optim:Drive",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -112,7 +101,8 @@ class Imports:
             self.found.setdefault(package, set()).add(last)
             return f"{last}.{name}"
         known = name in self.found.get(module, ())
-        if not known and (name in self.taken or (name[0].islower() and module not in _OURS)):
+        stray = name[0].islower() and not module.startswith(_DIRECT)
+        if not known and (name in self.taken or stray):
             self.whole.add(module)
             return f"{module}.{name}"
         self.found.setdefault(module, set()).add(name)
@@ -143,14 +133,8 @@ class Imports:
 
 
 _STANDARD = frozenset({"dataclasses", "pathlib", "sys"})
-_OURS = (
-    _STANDARD
-    | {"torch", "torch.optim"}
-    | {
-        f"expc_runtime.{name}"
-        for name in ("fit", "flags", "module", "optim", "clocks", "gates", "checkpoint", "models")
-    }
-)
+_DIRECT = ("expc_runtime.", *_STANDARD)
+"""Functions of these are imported by name; a user's function is called by its full path."""
 
 
 def _rank(module: str) -> int:
@@ -164,7 +148,7 @@ def python_file(
     """A module's text, piece by piece, for the template."""
     program = module.program
     imports = Imports(frozenset(own_root), {program.name, "Config", "main"})
-    for target in _BASE:
+    for target in ("dataclasses:dataclass", "expc_runtime.flags:Run", "expc_runtime.flags:parse"):
         imports.call(target)
     stem = module.file.removesuffix(".py")
     path = f"{folder}/{module.file}"
@@ -245,6 +229,10 @@ def literal(value: object) -> str:
 
 
 def _methods(program: Program, imports: Imports) -> Iterator[Method]:
+    if not program.nets:
+        return
+    for target in ("expc_runtime.module:Batch", "expc_runtime.module:Module", "torch:Tensor"):
+        imports.call(target)
     yield _init(program, imports)
     first = [r for r in program.routines if r.grad and not r.batch]
     for routine in first:
@@ -391,10 +379,11 @@ def _has_flag(operand: Operand) -> bool:
 
 def _main(program: Program, imports: Imports) -> Iterator[Line]:
     feed = _expression(program.feed.build, imports, "cfg")
-    arguments = [program.name, "cfg", feed]
+    driver = imports.call(program.driver)
+    arguments = [program.name, "cfg", feed] if program.nets else ["cfg", feed]
     arguments += [f"{name}={_expression(operand, imports, 'cfg')}" for name, operand in program.run]
     arguments += ["file=__file__", "program=PROGRAM"]
-    yield Line(f"return fit({', '.join(arguments)},)", ("stages", program.stage))
+    yield Line(f"return {driver}({', '.join(arguments)},)", ("stages", program.stage))
 
 
 def _expression(operand: Operand, imports: Imports, cfg: str) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from expc.components.core import Use
+from expc.findings import Finding, listed, suggest
 from expc.ir import Artifact, Call, Name, Operand, Optim
 from expc.kinds.builder import Builder
 from expc.kinds.shapes import CLOCKS, Every, Init, Until
 from expc.source import Key
+
+FIT = "expc_runtime.fit:fit"
+"""The runtime's training driver."""
 
 
 def optimizer(
@@ -87,10 +91,29 @@ def starts(b: Builder, shapes: Mapping[str, Init]) -> tuple[Artifact, ...]:
         path = b.path("init", part)
         b.static("init", part)
         best = f"/best_{init.best}" if init.best else ""
-        there = f"#{init.part}" if init.part else ""
+        there = f"#{attribute(init.part)}" if init.part else ""
         source = init.file or f"stage:{init.from_}{best}{there}"
-        found.append(Artifact(part, source, b.experiment.key(*path), path))
+        if part not in b.parts():
+            b.findings.append(_no_part(b, part))
+        found.append(Artifact(attribute(part), source, b.experiment.key(*path), path))
     return tuple(found)
+
+
+def attribute(part: str) -> str:
+    """The attribute of the generated module that holds a part: `heads.policy` is `policy_head`."""
+    return f"{part.removeprefix('heads.')}_head" if part.startswith("heads.") else part
+
+
+def _no_part(b: Builder, part: str) -> Finding:
+    hint = suggest(part, b.parts())
+    choices = listed(b.parts())
+    return Finding(
+        "XC213",
+        f"stage `{b.stage.name}` has no part `{part}` to start",
+        b.experiment.key(*b.path("init", part)),
+        why="the weights would be read and go nowhere",
+        help=f"{hint} (parts: {choices})" if hint else f"parts are {choices}",
+    )
 
 
 def dictionary(entries: Mapping[str, Operand]) -> Call:

@@ -48,6 +48,7 @@ def lower(stage: Stage, b: Builder) -> Program:
             training.optimizer(b, OPTIMIZER, stage.uses["optim"], stage.uses.get("schedule"), ()),
         ),
         nets=tuple(b.nets),
+        driver=training.FIT,
         run=_run(stage, b),
         logged=tuple(logged(stage)),
         inputs=training.starts(b, stage.shape.init),
