@@ -5,6 +5,8 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +17,7 @@ from expc_runtime.state.files import write_json
 from expc_runtime.state.process import process_start
 from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
 
-__all__ = ["Claim", "Verdict", "claim", "set_aside"]
+__all__ = ["Claim", "Verdict", "claim", "hold"]
 
 Verdict = Literal["fresh", "resume", "done"]
 _BEAT = 1.0  # seconds between two writes of a running status
@@ -64,12 +66,35 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
     return Claim(folder, lock, running, verdict, None, moved, program, module)
 
 
+@contextmanager
+def hold(folder: Path, key: str) -> Iterator[Status]:
+    """Make ``folder`` ready for ``key`` without working in it; gives the status found there.
+
+    Work of another key is set aside, the products of a smoke run are removed.
+
+    Raises:
+        Locked: a process works in this folder.
+    """
+    lock = _lock(folder)
+    try:
+        status, result = read_status(folder), read_result(folder)
+        if set_aside_needed(folder, key, status, result):
+            set_aside(folder)
+            status = None
+        elif result is not None and result.state == "smoke":
+            _clear(folder)
+            status = None
+        yield status or Status()
+    finally:
+        os.close(lock)
+
+
 def set_aside_needed(folder: Path, key: str, status: Status | None, result: Result | None) -> bool:
-    """Whether ``folder`` holds work of an instance other than ``key``."""
+    """Whether ``folder`` holds work of an instance other than ``key``; an empty key is of none."""
     held = {record.key for record in (status, result) if record is not None and record.key}
-    if held:
-        return held != {key}
-    return (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists()
+    begun = status is not None and status.attempt > 0
+    kept = (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").exists()
+    return bool(key) and (begun or kept or result is not None) and held != {key}
 
 
 def set_aside(folder: Path) -> Path:

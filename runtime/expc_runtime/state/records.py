@@ -35,7 +35,7 @@ class Status:
 
     state: State = "pending"
     key: str = ""
-    failure: str = ""  # class of a failure: failed(<failure>)
+    failure: str = ""  # class of a failure: failed(<failure>); or skipped(gate)
     reason: str = ""  # for people: why it failed, is blocked, skipped or undefined
     source: str = ""  # where in the spec the reason lies
     code: int | None = None  # exit code of the last attempt
@@ -55,7 +55,7 @@ class Status:
     @property
     def label(self) -> str:
         """The state with what belongs to it: ``failed(diverged)``, ``blocked(read)``."""
-        detail = {"failed": self.failure, "blocked": self.by}.get(self.state, "")
+        detail = {"blocked": self.by}.get(self.state, self.failure)
         return f"{self.state}({detail})" if detail else self.state
 
     @property

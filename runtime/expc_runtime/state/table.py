@@ -1,0 +1,250 @@
+"""The table of a sweep: one row for each condition and stage, figures over seeds beside floors."""
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from expc_runtime.state.identity import resolve
+from expc_runtime.state.plan import Task
+from expc_runtime.state.records import Result, Status, read_result, read_status
+
+__all__ = ["duration", "table"]
+
+_WIDTH = 120
+_NAME = 46  # widest condition
+_NOTES = 20
+
+
+@dataclass
+class _Figure:
+    """Running mean and spread of one metric (Welford), and of its floor."""
+
+    n: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    floors: int = 0
+    floor: float = 0.0
+
+    def add(self, value: float, floor: float | None) -> None:
+        self.n += 1
+        step = value - self.mean
+        self.mean += step / self.n
+        self.squares += step * (value - self.mean)
+        if floor is not None:
+            self.floors += 1
+            self.floor += (floor - self.floor) / self.floors
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (n - 1); None for fewer than two."""
+        return math.sqrt(self.squares / (self.n - 1)) if self.n > 1 else None
+
+
+@dataclass
+class _Row:
+    condition: str
+    seeds: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, _Figure] = field(default_factory=dict)
+    tries: int = 0
+    seconds: float = 0.0
+    ran: int = 0
+
+    def add(self, status: Status, result: Result | None) -> None:
+        self.seeds += 1
+        self.states[status.label] = self.states.get(status.label, 0) + 1
+        self.tries = max(self.tries, status.attempt)
+        if status.seconds:
+            self.seconds += status.seconds
+            self.ran += 1
+        for name, value in (result.metrics if result else {}).items():
+            if value is not None and result:
+                self.figures.setdefault(name, _Figure()).add(value, result.floors.get(name))
+
+    @property
+    def state(self) -> str:
+        if len(self.states) == 1:
+            return next(iter(self.states))
+        return ", ".join(f"{count} {state}" for state, count in self.states.items())
+
+
+@dataclass
+class _Note:
+    """One remark below the table, and the runs it is true of."""
+
+    label: str
+    text: str
+    run: str
+    log: str
+    count: int = 0
+
+    def __str__(self) -> str:
+        more = f" and {self.count - 1} more" if self.count > 1 else ""
+        log = f"\n    {self.log}" if self.log else ""
+        return f"{self.label} of {self.run}{more}:\n    {self.text}{log}"
+
+
+def table(tasks: Iterable[Task], root: Path) -> str:
+    """Plain text, at most 120 columns wide: states and figures of ``tasks`` under ``root``.
+
+    A figure is the mean over seeds, ``±`` the standard deviation, and in brackets the floor that a
+    constant answer reaches. Memory grows with conditions, not with runs.
+    """
+    stages: dict[str, dict[str, _Row]] = {}
+    notes: dict[tuple[str, str], _Note] = {}
+    for task in tasks:
+        rows = stages.setdefault(task.stage, {})
+        row = rows.setdefault(task.condition, _Row(task.condition))
+        status, result = standing(task, root)
+        row.add(status, result)
+        for label, text, log in _remarks(task, status, result, root):
+            note = notes.get((label, text)) or _Note(label, text, task.run, log)
+            note.count += 1
+            if len(notes) < _NOTES:
+                notes[label, text] = note
+    parts = [_block(stage, list(rows.values())) for stage, rows in stages.items()]
+    if notes:
+        parts.append("\n".join(str(note) for note in notes.values()))
+    return "\n\n".join(parts) + "\n"
+
+
+def standing(task: Task, root: Path) -> tuple[Status, Result | None]:
+    """Where ``task`` stands, and its result if that is of this very instance."""
+    if task.skip:
+        return Status(state="skipped", reason=task.skip), None
+    folder = root / task.name
+    status = read_status(folder)
+    if status is None or status.key != task.key:
+        status = Status()
+    result = read_result(resolve(folder))
+    if result is not None and result.key == task.key:
+        return replace(status, state=result.state, failure=""), result
+    return replace(status, state="interrupted") if status.gone else status, None
+
+
+def _remarks(
+    task: Task, status: Status, result: Result | None, root: Path
+) -> Iterator[tuple[str, str, str]]:
+    """What there is to say of one stage: label, text, log file; those equal in two are one note."""
+    if status.same_as:
+        return
+    if status.reason:
+        source = f" (from {status.source})" if status.source else ""
+        tried = status.state == "failed" and status.attempt
+        log = f"{root / task.name}/attempt-{status.attempt}.log" if tried else ""
+        yield f"{status.label} {task.stage}", f"{status.reason}{source}", log
+    for warning in result.warnings if result else ():
+        yield f"warning {task.stage}", warning, ""
+
+
+def _block(stage: str, rows: list[_Row]) -> str:
+    total: dict[str, int] = {}
+    for row in rows:
+        for state, count in row.states.items():
+            total[state] = total.get(state, 0) + count
+    counts = ", ".join(f"{count} {state}" for state, count in total.items())
+    common, names = _conditions([row.condition for row in rows])
+    columns = [
+        ["condition", *names],
+        ["seeds", *(str(row.seeds) for row in rows)],
+        ["state", *(row.state for row in rows)],
+        ["tries", *(str(row.tries or "-") for row in rows)],
+        ["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)],
+    ]
+    fixed = sum(max(map(len, column)) + 2 for column in columns)
+    metrics, left_out = _metrics(rows, _WIDTH - fixed)
+    left, right = columns[:2], columns[2:]
+    lines = _align([*left, *metrics, *right], numeric=range(1, 2 + len(metrics)))
+    head = f"{stage}: {counts}" + (f"   (all: {common})" if common else "")
+    tail = [f"  also recorded: {', '.join(left_out)}"] if left_out else []
+    return "\n".join(_clip(line) for line in [head, *lines, *tail])
+
+
+def _conditions(conditions: list[str]) -> tuple[str, list[str]]:
+    """What all conditions share, and what is left of each."""
+    split = [condition.split(",") for condition in conditions]
+    same = [p for p in split[0] if p and all(p in parts for parts in split)]
+    if len(conditions) == 1:
+        same = []
+    left = [",".join(p for p in parts if p not in same) or "-" for parts in split]
+    clipped = [name if len(name) <= _NAME else name[: _NAME - 3] + "..." for name in left]
+    return ",".join(same), clipped
+
+
+def _metrics(rows: list[_Row], room: int) -> tuple[list[list[str]], list[str]]:
+    """The columns of figures that fit into ``room`` characters, and the names that do not."""
+    names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    names.sort(key=lambda name: (not name.startswith("test/"), not name.startswith("val/")))
+    columns: list[list[str]] = []
+    left_out: list[str] = []
+    for name in names:
+        column = [name, *_figures([row.figures.get(name) for row in rows])]
+        width = max(map(len, column)) + 2
+        if left_out or width > room:
+            left_out.append(name)
+            continue
+        room -= width
+        columns.append(column)
+    return columns, left_out
+
+
+def _figures(figures: list[_Figure | None]) -> list[str]:
+    """One column of figures, each part of equal width so that points stand under points."""
+    places = _places([f for f in figures if f])
+    parts = [_parts(figure, places) for figure in figures]
+    widths = [max(len(part[i]) for part in parts) for i in range(3)]
+    return [
+        " ".join(text.rjust(width) for text, width in zip(part, widths, strict=True) if width)
+        for part in parts
+    ]
+
+
+def _parts(figure: _Figure | None, places: int) -> tuple[str, str, str]:
+    if figure is None:
+        return "-", "", ""
+    spread = "" if figure.spread is None else f"±{figure.spread:.{places}f}"
+    floor = f"[{figure.floor:.{places}f}]" if figure.floors else ""
+    return f"{figure.mean:.{places}f}", spread, floor
+
+
+def _places(figures: list[_Figure]) -> int:
+    """Decimal places: two figures of the typical spread, else four of the largest mean."""
+    spreads = [figure.spread for figure in figures if figure.spread]
+    if spreads:
+        digits = 1 - math.floor(math.log10(statistics.median(spreads)))
+    else:
+        largest = max((abs(figure.mean) for figure in figures), default=0.0)
+        digits = 3 - math.floor(math.log10(largest)) if largest else 3
+    return min(6, max(0, digits))
+
+
+def _align(columns: list[list[str]], numeric: range) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for cells in zip(*columns, strict=True):
+        line = "  ".join(
+            cell.rjust(width) if i in numeric else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        lines.append(f"  {line}".rstrip())
+    return lines
+
+
+def _clip(line: str) -> str:
+    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def duration(seconds: float) -> str:
+    """``0.8 s``, ``42 s``, ``3 min 05 s``, ``2 h 10 min``, ``3 d 04 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60:02d} min"
+    return f"{whole // 86400} d {whole // 3600 % 24:02d} h"
