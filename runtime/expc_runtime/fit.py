@@ -21,7 +21,7 @@ import torch
 from expc_runtime.checkpoint import Checkpoint, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.data.feed import Chunk, Feed, Split
-from expc_runtime.errors import CRASH, GateNotMet, Locked, Preempted, known
+from expc_runtime.errors import CRASH, GateNotMet, Preempted, known
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
 from expc_runtime.guards import Spread, untrained
@@ -97,7 +97,7 @@ def fit(
                     parents=made_by,
                     stage=stage,
                 ).run()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  any failure becomes a state
                 return _failed(error, stage)
     except Exception as error:
         # Before the folder was ours (locked, a parent missing) there is no state to write.
@@ -156,7 +156,9 @@ class Training:
 
     module: Module = field(init=False)
     floors: dict[str, float] = field(init=False, default_factory=dict)
-    figures: dict[str, float] = field(init=False, default_factory=dict)  # of the last epoch measured
+    figures: dict[str, float] = field(
+        init=False, default_factory=dict
+    )  # of the last epoch measured
     best: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)  # by tag
     warned: list[str] = field(init=False, default_factory=list)
 

@@ -165,8 +165,10 @@ def _summary(what: str, tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if not tensor.numel():
         return f"{what} is empty"
-    low, high = (float(end) for end in tensor.detach().float().aminmax())
-    return f"{what} is {name}, {low:.4g} to {high:.4g}, mean {float(tensor.float().mean()):.4g}"
+    values = tensor.detach().float()
+    low, high = (float(end) for end in values.aminmax())
+    mean = float(values.mean())
+    return f"{what} is {name}, {low:.4g} to {high:.4g}, mean {mean:.4g}"
 
 
 def _kinds(tensor: Tensor) -> str:

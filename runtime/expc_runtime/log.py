@@ -41,9 +41,7 @@ class Log:
         self, split: str, values: Mapping[str, float], *, step: int, epoch: int, **more: Any
     ) -> None:
         """One line of metrics.jsonl; ``values`` by full name, ``<split>/<name>``."""
-        append_line(
-            self._figures, {"step": step, "epoch": epoch, "split": split, **more, **values}
-        )
+        append_line(self._figures, {"step": step, "epoch": epoch, "split": split, **more, **values})
         for board in self.boards:
             board.log_metrics(dict(values), step)
 

@@ -206,9 +206,7 @@ class Module(pl.LightningModule):
 
     # What `fit` calls.
 
-    def start(
-        self, precision: str, *, total_updates: int | None, updates_per_epoch: int
-    ) -> None:
+    def start(self, precision: str, *, total_updates: int | None, updates_per_epoch: int) -> None:
         """Make the drives, on the device the parameters are on, and fix the precision.
 
         Raises ValueError for a precision that this device has not.
@@ -240,6 +238,11 @@ class Module(pl.LightningModule):
     def wake_at(self, moment: float) -> None:
         """The moment, of `time.monotonic`, at which ``woken`` is next called; 0 for now."""
         self._live.wake = moment
+
+    def on_train_start(self) -> None:
+        """Lightning's hook. Its `fit` has dropped every gradient on the way here."""
+        for drive in self._drives.values():
+            drive.regain()
 
     def training_step(self, chunk: Iterable[Batch], index: int) -> None:
         """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""

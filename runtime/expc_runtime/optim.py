@@ -165,6 +165,7 @@ class Drive:
         self._factor: Callable[[int], float] = lambda step: 1.0
         self._backward_context: torch.autocast | None = None
         self._pending: _LateFlag | None = None
+        self._gathered: list[Tensor | None] = []  # as loaded
 
     def start(
         self,
@@ -310,7 +311,7 @@ class Drive:
         return True
 
     def _prepare_on_device(self, grads: list[Tensor], total: Tensor) -> Tensor:
-        """The same without waiting for the device: (1,) float32, 1 where the step must not be."""
+        """The same without waiting for the device: 0-dim float32, 1 where the step must not be."""
         scale = self.scale or 1.0
         norm = self._norm(grads) / scale
         if self.clip is not None:
@@ -319,7 +320,7 @@ class Drive:
         elif scale != 1.0:
             torch._foreach_mul_(grads, 1.0 / scale)
         self.norm = norm
-        return (~torch.isfinite(norm + total)).float().reshape(1)
+        return (~torch.isfinite(norm + total)).float()
 
     def _norm(self, grads: list[Tensor]) -> Tensor:
         if not self._alike:
@@ -363,18 +364,23 @@ class Drive:
         self.waiting = state["waiting"]
         self.scale = state["scale"]
         self._calm = state["calm"]
-        for p, grad in zip(self._params, state["grads"], strict=False):
-            p.grad = None if grad is None else grad.to(p.device)
+        self._gathered = state["grads"]
+        self.regain()
         # load_state_dict puts new dicts into param_groups
         base = [lr for _, lr in self._groups]
         self._groups = list(zip(self.optimizer.param_groups, base, strict=True))
+
+    def regain(self) -> None:
+        """Take up again the gradients that were loaded, should they have been dropped since."""
+        for p, grad in zip(self._params, self._gathered, strict=False):
+            p.grad = None if grad is None else grad.to(p.device)
 
 
 class _LateFlag:
     """A flag and a loss on their way to the host; reading waits for that step alone."""
 
     def __init__(self, bad: Tensor, loss: Tensor) -> None:
-        both = torch.stack((bad.reshape(()), loss.float()))
+        both = torch.stack((bad, loss.float()))
         self._host = torch.empty(2, pin_memory=True)
         self._host.copy_(both, non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -1,6 +1,8 @@
 """Rows are split once, by a seed of their own, and each is visited once an epoch."""
 
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +32,9 @@ class Rows:
         return {"row": row, "square": row * row}
 
 
-def feed(n: int = 100, *, seed: int = 0, **how: object) -> Feed:
-    settings = {"columns": ("row", "square"), "batch": 7, **how}
-    made = Feed(Rows(n), **settings)  # type: ignore[arg-type]
+def feed(n: int = 100, *, seed: int = 0, **how: Any) -> Feed:
+    settings: dict[str, Any] = {"columns": ("row", "square"), "batch": 7, **how}
+    made = Feed(Rows(n), **settings)
     made.setup(CPU, seed)
     return made
 
@@ -58,9 +60,9 @@ def test_an_epoch_visits_each_row_of_train_once_and_no_other(
         return
     made = feed(n, batch=batch, val=val, test=test, seed=seed)
     splits = [made.rows(split).tolist() for split in ("train", "val", "test")]
-    assert sorted(sum(splits, [])) == list(range(n))
+    assert sorted(chain.from_iterable(splits)) == list(range(n))
     batches = visited(made, epoch)
-    assert sorted(sum(batches, [])) == splits[0]
+    assert sorted(chain.from_iterable(batches)) == splits[0]
     assert len(batches) == made.updates_per_epoch
     assert all(len(b) == batch for b in batches[:-1])
 
@@ -118,7 +120,7 @@ def test_drop_last() -> None:
 @pytest.mark.parametrize(
     "how", [{"batch": 0}, {"val": 1.0}, {"val": 0.6, "test": 0.4}, {"val": -0.1}]
 )
-def test_impossible_shares_are_refused(how: dict[str, float]) -> None:
+def test_impossible_shares_are_refused(how: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(how))):
         feed(**how)
 
@@ -150,7 +152,7 @@ def test_digits_are_those_of_scikit_learn() -> None:
     made = Digits().tensors()
     assert made.keys() == Digits.columns.keys()
     assert made["image"].shape == (1797, 1, 8, 8)
-    assert (made["image"].min(), made["image"].max()) == (0, 1)
+    assert (float(made["image"].min()), float(made["image"].max())) == (0, 1)
     np.testing.assert_array_equal(made["image"][:, 0].numpy() * 16, oracle.images)
     np.testing.assert_array_equal(made["digit"].numpy(), oracle.target)
     np.testing.assert_array_equal(made["even"].numpy(), oracle.target % 2 == 0)

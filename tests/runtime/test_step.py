@@ -6,6 +6,7 @@ norm, plain SGD.
 
 import math
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,12 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from expc_runtime import optim
 from expc_runtime.clocks import Updates
 from expc_runtime.errors import Diverged
 from expc_runtime.module import Batch, Module, Records
 from expc_runtime.optim import Drive, warmup_cosine
 
 torch.set_num_threads(1)
+
+
+M = TypeVar("M", bound=Module)
 
 
 class Net(Module):
@@ -36,12 +41,13 @@ class Net(Module):
         self.first = nn.Linear(3, width)
         self.second = nn.Linear(width, 1)
         self._drive, self._loss = drive, loss
-        self.seen: list[torch.dtype] = []
+        self.seen: list[object] = []
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
         self.seen.append(hidden.dtype)
-        return self.second(hidden.tanh())[:, 0]
+        y: Tensor = self.second(hidden.tanh())
+        return y[:, 0]
 
     def update(self, batch: Batch) -> None:
         x, target = batch
@@ -53,11 +59,11 @@ class Net(Module):
         return {"model": self._drive(list(self.parameters()))}
 
 
-def sgd(lr: float = 0.1, **how: object) -> Callable[[list[nn.Parameter]], Drive]:
-    return lambda params: Drive(torch.optim.SGD(params, lr=lr), **how)  # type: ignore[arg-type]
+def sgd(lr: float = 0.1, **how: Any) -> Callable[[list[nn.Parameter]], Drive]:
+    return lambda params: Drive(torch.optim.SGD(params, lr=lr), **how)
 
 
-def started(module: Module, precision: str = "32", scale: float | None = None) -> Module:
+def started(module: M, precision: str = "32", scale: float | None = None) -> M:
     """Ready to train; with ``scale`` float16 starts at one that these small nets do not overflow."""
     module.start(precision, total_updates=100, updates_per_epoch=10)
     for name in module.drive_names():
@@ -81,14 +87,15 @@ def reference(net: Net, data: list[Batch], lr: float, clip: float | None, k: int
     model[2].load_state_dict(net.second.state_dict())
     for start in range(0, len(data) - k + 1, k):
         losses = [
-            (model(x.double())[:, 0] - t.double()).square().mean() for x, t in data[start : start + k]
+            (model(x.double())[:, 0] - t.double()).square().mean()
+            for x, t in data[start : start + k]
         ]
-        grads = torch.autograd.grad(sum(losses) / k, list(model.parameters()))
+        grads = torch.autograd.grad(torch.stack(losses).mean(), list(model.parameters()))
         norm = math.sqrt(sum(float(g.square().sum()) for g in grads))
         shrink = 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
         with torch.no_grad():
             for p, g in zip(model.parameters(), grads, strict=True):
-                p -= lr * shrink * g
+                p.sub_(lr * shrink * g)
     return model
 
 
@@ -124,9 +131,7 @@ def test_every_precision_makes_the_step_of_the_plain_loop(
     ("precision", "dtype"),
     [("32", torch.float32), ("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16)],
 )
-def test_the_precision_asked_for_is_the_one_computed_in(
-    precision: str, dtype: torch.dtype
-) -> None:
+def test_the_precision_asked_for_is_the_one_computed_in(precision: str, dtype: object) -> None:
     net = Net(sgd())
     started(net, precision).training_step(batches(2), 0)
     assert net.seen == [dtype, dtype]
@@ -203,7 +208,9 @@ def test_gradients_that_overflow_at_every_scale_are_a_divergence() -> None:
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(
     precision: str, clip: float | None, bad: float
 ) -> None:
-    net = started(Net(sgd(clip=clip), lambda y, t: (y - t).square().mean() * t.sum()), precision, 64.0)
+    net = started(
+        Net(sgd(clip=clip), lambda y, t: (y - t).square().mean() * t.sum()), precision, 64.0
+    )
     net.training_step([(torch.randn(4, 3), torch.ones(4))], 0)
     before = weights(net)
     with pytest.raises(Diverged):
@@ -249,6 +256,9 @@ def test_an_unfinished_accumulation_is_carried_over() -> None:
 
 class TwoHeads(Module):
     """Two drives in one update, as in an actor and a critic."""
+
+    actor: nn.Linear
+    critic: nn.Linear
 
     def __init__(self, trains: tuple[str, ...] = ("actor", "critic")) -> None:
         super().__init__()
@@ -334,7 +344,7 @@ def test_autocast_does_not_answer_with_the_weights_from_before_the_step() -> Non
 def test_a_loss_that_reaches_nothing_of_its_drive_says_so() -> None:
     net = TwoHeads()
     started(net)
-    with pytest.raises(ValueError, match="`actor`.*none of its parameters"):
+    with pytest.raises(ValueError, match=r"`actor`.*none of its parameters"):
         net.step("actor", net.critic(torch.ones(1, 3)).mean())
 
 
@@ -344,7 +354,7 @@ def test_a_loss_that_reaches_nothing_of_its_drive_says_so() -> None:
 @settings(deadline=None, max_examples=30)
 def test_a_recorded_mean_is_over_rows_not_over_batches(entries: list[tuple[int, float]]) -> None:
     records = Records()
-    records.FOLD = 7  # type: ignore[misc]
+    records.FOLD = 7
     for rows, value in entries:
         records.add(rows, {"x": torch.tensor(value)})
     mean = math.fsum(rows * value for rows, value in entries) / sum(rows for rows, _ in entries)
@@ -358,3 +368,114 @@ def test_a_record_keeps_no_graph_and_refuses_what_is_no_scalar() -> None:
     records.add(1, {"y": torch.ones(2)})
     with pytest.raises(ValueError, match=r"record\(y=...\): a scalar, not a \(2,\) tensor"):
         records.means()
+
+
+# On a GPU nothing waits: whether a step may be is a tensor that the fused kernel reads, and the host
+# reads it one step late. The same path runs on the CPU if told so; the flag alone is another.
+
+
+class Mail:
+    """A flag on its way to the host."""
+
+    def __init__(self, bad: Tensor, loss: Tensor) -> None:
+        self._content = bad.clone(), loss.clone()
+
+    def read(self) -> tuple[bool, float]:
+        return not bool(self._content[0]), float(self._content[1])
+
+
+def late(module: M, monkeypatch: pytest.MonkeyPatch) -> M:
+    """Have the drives of ``module`` behave as on a GPU."""
+    monkeypatch.setattr(optim, "_LateFlag", Mail)
+    for name in module.drive_names():
+        drive: Any = module.drive(name)
+        drive._on_cpu, drive._reads_late = False, True
+    return module
+
+
+def adamw(clip: float | None, accumulate: int = 1) -> Callable[[list[nn.Parameter]], Drive]:
+    return lambda params: Drive(
+        torch.optim.AdamW(params, lr=0.05, fused=True),
+        warmup_cosine(warmup=Updates(4)),
+        clip=clip,
+        accumulate=accumulate,
+    )
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_reading_late_changes_nothing(
+    precision: str, clip: float | None, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    here, there = Net(adamw(clip, accumulate)), Net(adamw(clip, accumulate))
+    there.load_state_dict(here.state_dict())
+    data = batches(9)
+    started(here, precision).training_step(data, 0)  # float16 starts at a scale that overflows
+    late(started(there, precision), monkeypatch).training_step(data, 0)
+    there.settle()
+    one, two = here.drive("model"), there.drive("model")
+    assert (one.steps, one.skipped, one.scale) == (two.steps, two.skipped, two.scale)
+    assert one.lr == two.lr
+    for p, q in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_a_bad_batch_is_found_one_step_late_and_is_the_one_accused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    data = batches(4)
+    data[1][0][2, 0] = math.nan
+    other = Net(adamw(1.0))
+    net = late(started(Net(adamw(1.0))), monkeypatch)
+    other.load_state_dict(net.state_dict())
+    with pytest.raises(Diverged, match=r"input 1 of the batch is not finite in 1 rows \(2\)"):
+        net.training_step(data, 0)
+    started(other).training_step(data[:1], 0)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_a_bad_last_batch_is_found_when_all_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = late(started(Net(adamw(None))), monkeypatch)
+    before = weights(net)
+    net.training_step([(torch.full((2, 3), math.inf), torch.zeros(2))], 0)
+    with pytest.raises(Diverged, match="input 1 of the batch"):
+        net.settle()
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_an_optimizer_that_cannot_skip_by_itself_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = late(started(Net(sgd(clip=1.0))), monkeypatch)
+    waited: Any = net.drive("model")
+    waited._reads_late = False
+    before = weights(net)
+    with pytest.raises(Diverged):
+        net.training_step([(torch.full((2, 3), math.inf), torch.zeros(2))], 0)
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_a_gpu_takes_the_steps_of_the_cpu(precision: str, clip: float | None) -> None:
+    torch.manual_seed(0)
+    here, there = Net(adamw(clip)), Net(adamw(clip)).cuda()
+    there.load_state_dict(here.state_dict())
+    data = batches(12)
+    started(here).training_step(data, 0)
+    started(there, precision, scale=256.0).training_step([(x.cuda(), t.cuda()) for x, t in data], 0)
+    there.settle()
+    assert there.drive("model").steps == 12
+    for p, q in zip(here.parameters(), there.parameters(), strict=True):
+        torch.testing.assert_close(p, q.cpu(), rtol=0.05, atol=0.03)
+    bad = (torch.full((2, 3), math.inf).cuda(), torch.zeros(2).cuda())
+    before = weights(there)
+    with pytest.raises(Diverged):
+        there.training_step([bad], 0)
+        there.settle()
+    assert all(torch.equal(p, before[name]) for name, p in there.named_parameters())
