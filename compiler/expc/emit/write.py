@@ -51,7 +51,7 @@ def read_lock(folder: Path) -> dict[str, Any]:
 def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) -> Written:
     """Make the folder equal to what was rendered. Raises `SpecError` if a file was edited by hand."""
     old = read_lock(folder)
-    owned = tuple(sorted(set(old.get("owned", [])) & set(rendered.files)))
+    owned = _owned(folder, old)
     edited = [name for name in _edited(folder, old, rendered) if name not in owned]
     if edited and not force:
         raise SpecError(*(_hand_edited(name, shown) for name in edited))
@@ -62,7 +62,7 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
         if name in owned:
             continue
         (written if _put(folder / name, text) else unchanged).append(name)
-    removed = _remove_orphans(folder, old, rendered)
+    removed = _remove_orphans(folder, old, rendered, owned)
     lock = {**rendered.lock, "owned": list(owned)} if owned else rendered.lock
     if _put(folder / LOCK, lock_text(lock)):
         written.append(LOCK)
@@ -72,17 +72,15 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
 def stale(rendered: Rendered, folder: Path) -> dict[str, tuple[str | None, str | None]]:
     """Files that differ from what would be written: name -> (text on disk, text wanted)."""
     old = read_lock(folder)
-    owned = set(old.get("owned", []))
+    owned = _owned(folder, old)
     differing: dict[str, tuple[str | None, str | None]] = {}
-    lock = (
-        {**rendered.lock, "owned": sorted(owned & set(rendered.files))} if owned else rendered.lock
-    )
+    lock = {**rendered.lock, "owned": list(owned)} if owned else rendered.lock
     for name, text in {**rendered.files, LOCK: lock_text(lock)}.items():
         there = _text(folder / name)
         if name not in owned and there != text:
             differing[name] = (there, text)
     for name in old.get("files", {}):
-        if name not in rendered.files and (folder / name).exists():
+        if name not in {*rendered.files, *owned} and (folder / name).exists():
             differing[name] = (_text(folder / name), None)
     return differing
 
@@ -101,6 +99,11 @@ def own(folder: Path, name: str) -> None:
         _put(folder / name, f"{head}\n{rest}")
     lock["owned"] = sorted({*lock.get("owned", []), name})
     _put(folder / LOCK, lock_text(lock))
+
+
+def _owned(folder: Path, old: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files that are the user's. One that was deleted is ours again."""
+    return tuple(sorted(name for name in old.get("owned", []) if (folder / name).exists()))
 
 
 def _edited(folder: Path, old: Mapping[str, Any], rendered: Rendered) -> list[str]:
@@ -126,8 +129,10 @@ def _hand_edited(name: str, shown: str) -> Finding:
     )
 
 
-def _remove_orphans(folder: Path, old: Mapping[str, Any], rendered: Rendered) -> list[str]:
-    orphans = [name for name in old.get("files", {}) if name not in rendered.files]
+def _remove_orphans(
+    folder: Path, old: Mapping[str, Any], rendered: Rendered, owned: tuple[str, ...]
+) -> list[str]:
+    orphans = [name for name in old.get("files", {}) if name not in {*rendered.files, *owned}]
     for name in orphans:
         (folder / name).unlink(missing_ok=True)
     return orphans

@@ -1,0 +1,115 @@
+"""`expc plan`: what would be written and run, and what an edit puts out of date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from expc.build import Compiled
+    from expc.emit.render import Rendered
+    from expc.standing import Instances, Standing
+
+_MANY = 100_000
+"""Runs from which a plan without results is not counted out: nothing could be said but `all of them`."""
+
+
+@click.command(short_help="say what would run, what an edit makes out of date, and why")
+@click.argument("spec", type=click.Path(path_type=Path))
+def command(spec: Path) -> int:
+    """Say what compiling and running SPEC would do. Nothing is written and nothing runs.
+
+    The runs; the files against those that were generated before; the stages against the results
+    under runs/: what is proved done, what would run, which results no longer count and why.
+    """
+    from expc.build import compiled, folder_of, shown
+    from expc.emit.render import render
+
+    made = compiled(spec)
+    folder = folder_of(made.experiment)
+    name = shown(folder, made.experiment.root)
+    rendered = render(made.experiment, made.plan, name)
+    click.echo("\n\n".join(_parts(made, rendered, folder, name)))
+    return 0
+
+
+def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Iterator[str]:
+    from expc.emit.shell import summary
+    from expc.standing import compare
+
+    plan, root = made.plan, made.experiment.root
+    yield f"{plan.experiment}: {summary(plan)}"
+    yield f"Files in {name}\n{_aligned(_files(made, rendered, folder))}"
+    if plan.runs > _MANY and not (root / "runs" / plan.experiment).is_dir():
+        yield "Nothing has run yet"
+        return
+    standing = compare(plan, rendered, root)
+    rows = {stage: _instances(there) for stage, there in standing.stages.items()}
+    yield f"Stages against runs/{plan.experiment}\n{_aligned(rows)}"
+    yield from _lost(standing)
+
+
+def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:
+    from expc.emit.write import read_lock, stale
+
+    differing = stale(rendered, folder)
+    owned = read_lock(folder).get("owned", [])
+    shared = {module.file: f"  ({_sharers(made, module.file)})" for module in made.plan.modules}
+    rows = {}
+    for file in dict.fromkeys((*rendered.files, *differing)):
+        there, wanted = differing.get(file, ("", ""))
+        if file in owned:
+            said = "yours"
+        elif file not in differing:
+            said = "unchanged"
+        elif wanted is None:
+            said = "would be removed"
+        else:
+            said = "new" if there is None else "would change"
+        rows[file] = said + shared.get(file, "")
+    return rows
+
+
+def _sharers(made: Compiled, file: str) -> str:
+    runs = sum(
+        block.runs for block in made.plan.blocks if any(s.module == file for s in block.stages)
+    )
+    return f"{runs:,} run{'s' if runs != 1 else ''}"
+
+
+def _instances(there: Instances) -> str:
+    if not there.total:
+        return "no instances"
+    if there.states.keys() == {"pending"}:
+        return f"{there.total:,} to run"
+    counts = ", ".join(f"{n:,} {state}" for state, n in there.states.most_common())
+    left = f"{there.left:,} to run" if there.left else "nothing to run"
+    return f"{left}: {counts}"
+
+
+def _lost(standing: Standing) -> Iterator[str]:
+    if standing.lost:
+        total = standing.lost.total()
+        what = "1 result no longer counts" if total == 1 else f"{total:,} results no longer count"
+        lines = [
+            f"  {count:>4,}  {stage}: {why}"
+            for (stage, why), count in standing.lost.most_common(_REASONS)
+        ]
+        more = len(standing.lost) - _REASONS
+        lines += [f"        and {more} reasons more"] if more > 0 else []
+        yield "\n".join([f"{what}; running again puts them aside", *lines])
+    if standing.unplanned:
+        count = len(standing.unplanned)
+        runs = "1 run" if count == 1 else f"{count:,} runs"
+        yield f"{runs} on disk that this plan does not have, such as {standing.unplanned[0]}"
+
+
+_REASONS = 12
+
+
+def _aligned(rows: Mapping[str, str]) -> str:
+    wide = max(map(len, rows), default=0)
+    return "\n".join(f"  {name:<{wide}}  {said}" for name, said in rows.items())

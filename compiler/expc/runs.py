@@ -1,0 +1,88 @@
+"""The runs of a plan, one at a time: what the generated `sweep.sh` records, without a shell.
+
+Memory does not grow with the grid. A test compares the words with those of the script itself.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import BinaryIO, cast
+
+from expc.emit.python import shell_value
+from expc.ir import Block, Name, Plan, StageRun
+from expc.sweep import number
+
+
+def records(plan: Plan) -> Iterator[list[str]]:
+    """`run CONDITION SEED`, then `stage NAME MODULE [--after PARENT]... -- FLAGS...` or `skip NAME REASON` for
+    each of its stages; `end` is last."""
+    for block in plan.blocks:
+        for point in _points(block):
+            label = "".join(point[p.text] if isinstance(p, Name) else p for p in block.label)
+            for seed in plan.seeds:
+                yield ["run", label, str(seed)]
+                for stage in block.stages:
+                    yield _stage(stage, point, seed)
+    yield ["end"]
+
+
+def stream(plan: Plan) -> BinaryIO:
+    """The records as the pipe of a sweep carries them: NUL-ended words, each record led by its count."""
+    return cast(BinaryIO, io.BufferedReader(_Pipe(_words(records(plan)))))
+
+
+def _points(block: Block) -> Iterator[dict[str, str]]:
+    """Every combination of the block's loops that is not excluded, as the words a shell variable holds."""
+    for rows in itertools.product(*(loop.rows for loop in block.loops)):
+        point = {
+            name: number(value)
+            for loop, row in zip(block.loops, rows, strict=True)
+            for name, value in zip(loop.names, row, strict=True)
+        }
+        if not any(_excludes(rule, point) for rule in block.unless):
+            yield point
+
+
+def _excludes(rule: Sequence[tuple[str, object]], point: Mapping[str, str]) -> bool:
+    return all(point[name] == number(value) for name, value in rule)
+
+
+def _stage(stage: StageRun, point: Mapping[str, str], seed: int) -> list[str]:
+    if stage.skip:
+        return ["skip", stage.stage, stage.skip]
+    after = [word for parent in stage.after for word in ("--after", parent)]
+    flags = [word for flag, value in stage.flags for word in _flag(flag, value, point)]
+    return ["stage", stage.stage, stage.module, *after, "--", *flags, "--seed", str(seed)]
+
+
+def _flag(flag: str, value: object, point: Mapping[str, str]) -> list[str]:
+    if isinstance(value, Name):
+        return [flag, point[value.text]]
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    return [flag, shell_value(value)]
+
+
+def _words(recorded: Iterator[list[str]]) -> Iterator[bytes]:
+    for words in recorded:
+        yield b"".join(word.encode() + b"\0" for word in (str(len(words)), *words))
+
+
+class _Pipe(io.RawIOBase):
+    """Bytes that are made while they are read."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while len(self._rest) < len(buffer) and (part := next(self._parts, None)) is not None:
+            self._rest += part
+        taken, self._rest = self._rest[: len(buffer)], self._rest[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
