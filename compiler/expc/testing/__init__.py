@@ -1,0 +1,1 @@
+"""For tests of people who use expc: the `expc_snapshot` fixture."""
