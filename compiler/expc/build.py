@@ -9,6 +9,7 @@ from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
 from expc.ir import Plan
 from expc.plan import plan
+from expc.project import project_root
 from expc.resolve import Document, document, resolve
 from expc.sweep import Space, space
 
@@ -21,16 +22,6 @@ class Compiled:
     experiment: Experiment
     space: Space
     plan: Plan
-
-
-def project_root(path: Path) -> Path:
-    """The nearest folder above with `pyproject.toml` or `.git`; the file's own folder when there is none."""
-    start = path.resolve()
-    start = start if start.is_dir() else start.parent
-    for folder in (start, *start.parents):
-        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
-            return folder
-    return start
 
 
 def load(path: Path) -> tuple[Document, Experiment]:

@@ -13,7 +13,7 @@ from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
 from expc.resolve import spec_path
 from expc.source import KeyPath
-from expc.sweep import Axis, Space, Variant, axes, labels, slug
+from expc.sweep import Axis, Space, Variant, axes, labels, slug, too_many
 
 MAX_MODULES = 64
 
@@ -23,15 +23,7 @@ def plan(base: Experiment, space: Space) -> Plan:
     modules = _modules(base, space)
     count = len(modules)
     if count > MAX_MODULES:
-        raise SpecError(
-            Finding(
-                "XC503",
-                f"this sweep forks the code into {count} files",
-                base.key("sweep"),
-                why=f"more than {MAX_MODULES} can't be read or reviewed",
-                help="sweep fewer structural choices (`use`, columns, clocks) at a time",
-            )
-        )
+        raise SpecError(too_many(base, f"{count} files"))
     short = labels(axes(base.tree))
     blocks = tuple(
         block

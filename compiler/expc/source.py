@@ -48,6 +48,7 @@ class Allow:
     name: str
     reason: str | None
     span: Span
+    name_span: Span
     line: int
 
 
@@ -279,13 +280,17 @@ def _allows(text: str, file: str) -> Iterator[Allow]:
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         match = _ALLOW.search(line.rstrip("\r\n")) if "expc:" in line else None
         if match:
-            start = match.start() + 1
-            end = len(line.rstrip("\r\n")) + 1
-            span = Span(file, number, start, number, end, offset + start - 1, offset + end - 1)
+            span = _stretch(file, number, offset, match.start(), len(line.rstrip("\r\n")))
+            name = _stretch(file, number, offset, match.start("name"), match.end("name"))
             alone = not line[: match.start()].strip()
             covers = _next_content_line(text, number) if alone else number
-            yield Allow(match["name"], match["reason"], span, covers)
+            yield Allow(match["name"], match["reason"], span, name, covers)
         offset += len(line)
+
+
+def _stretch(file: str, line: int, offset: int, start: int, end: int) -> Span:
+    """Columns `start` to `end` (from 0) of a line that begins at a character offset."""
+    return Span(file, line, start + 1, line, end + 1, offset + start, offset + end)
 
 
 def _next_content_line(text: str, number: int) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from expc.lower import lower
 from expc.resolve import Document, Override, resolve, spec_path
 from expc.source import KeyPath
 from expc.tree import Tree
+
+MAX_VARIANTS = 256
 
 _SAFE = re.compile(r"[A-Za-z0-9._+-]+$")
 
@@ -110,7 +113,15 @@ def conditions(experiment: Experiment) -> list[Condition]:
 
 
 def space(document: Document, base: Experiment) -> Space:
-    """Split the axes into structural ones and loops, and lower every structural variant.
+    """The sweep of a spec. Raises `SpecError` with every misfit of every variant."""
+    found, findings = explore(document, base)
+    if findings:
+        raise SpecError(*findings)
+    return found
+
+
+def explore(document: Document, base: Experiment) -> tuple[Space, list[Finding]]:
+    """Split the axes into structural ones and loops, lower every structural variant, and tell what did not fit.
 
     An axis is structural when a lowering read its value. That can be seen only by lowering, and a variant may read what
     the base does not, so the split is found by going on until it no longer changes.
@@ -120,14 +131,15 @@ def space(document: Document, base: Experiment) -> Space:
     while True:
         chosen = [axis for axis in every if axis in structural]
         loops = [axis for axis in every if axis not in structural]
-        variants = list(_variants(document, base, chosen, loops))
+        variants, findings = _variants(document, base, chosen, loops)
         read = frozenset().union(
             *(program.structural for variant in variants for program in variant.programs.values())
         )
         grown = structural | {axis for axis in loops if _touches(axis, read)}
         if grown == structural:
             swept = frozenset(path for axis in loops for path in axis.where)
-            return Space(tuple(chosen), tuple(loops), tuple(variants), swept)
+            found = Space(tuple(chosen), tuple(loops), tuple(variants), swept)
+            return found, list(dict.fromkeys(findings))
         structural = grown
 
 
@@ -153,14 +165,15 @@ def _touches(axis: Axis, read: frozenset[KeyPath]) -> bool:
 
 def _variants(
     document: Document, base: Experiment, chosen: Sequence[Axis], loops: Sequence[Axis]
-) -> Iterator[Variant]:
+) -> tuple[list[Variant], list[Finding]]:
     swept = frozenset(path for axis in loops for path in axis.where)
+    unwritten = _first_rows(loops, base)
     findings: list[Finding] = []
     found = []
     for condition in conditions(base):
-        for rows in itertools.product(*(range(len(axis.rows)) for axis in chosen)):
+        points = itertools.product(*(range(len(axis.rows)) for axis in chosen))
+        for rows in itertools.islice(points, MAX_VARIANTS):
             at = tuple(zip(chosen, rows, strict=True))
-            unwritten = _first_rows(loops, base)
             try:
                 experiment = resolve(document, (*unwritten, *_overrides(condition, at)))
             except SpecError as error:
@@ -169,9 +182,21 @@ def _variants(
             programs, misfits = _lowered(experiment, condition.skips, swept)
             findings += misfits
             found.append(Variant(condition, at, experiment, programs))
-    if findings:
-        raise SpecError(*dict.fromkeys(findings))
-    yield from found
+    count = math.prod(len(axis.rows) for axis in chosen)
+    if count > MAX_VARIANTS:
+        findings.append(too_many(base, f"{count:,} structural points"))
+    return found, findings
+
+
+def too_many(base: Experiment, what: str) -> Finding:
+    """A sweep that forks the code more often than a person could review."""
+    return Finding(
+        "XC503",
+        f"this sweep forks the code into {what}",
+        base.key("sweep"),
+        why="so many can't be read or reviewed",
+        help="sweep fewer structural choices (`use`, columns, clocks) at a time",
+    )
 
 
 def _overrides(condition: Condition, rows: Iterable[tuple[Axis, int]]) -> tuple[Override, ...]:

@@ -57,10 +57,17 @@ OPTIMIZERS = (
 )
 
 
+class Ramp(Params):
+    """How long a rate climbs, on one clock."""
+
+    epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="passes over the data")
+    updates: Annotated[int, Field(ge=1)] | None = Field(None, description="batches trained on")
+
+
 class Warmup(Params):
     """Parameters of a schedule that may warm up."""
 
-    warmup: dict[str, float | int] | None = Field(
+    warmup: Ramp | None = Field(
         None, description="how long the rate climbs: `{epochs: 1}` or `{updates: 100}`"
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from expc.components.core import Use
+from expc.findings import Finding, listed
 from expc.findings import Finding, listed, suggest
 from expc.ir import Artifact, Call, Name, Operand, Optim
 from expc.kinds.builder import Builder
-from expc.kinds.shapes import CLOCKS, Every, Init, Until
+from expc.kinds.shapes import BOUNDS, CLOCKS, Every, Init, Until
 from expc.source import Key
 
 FIT = "expc_runtime.fit:fit"
@@ -49,13 +50,30 @@ def _schedule(b: Builder, use: Use) -> Call:
 def clock(b: Builder, *keys: Key) -> Call:
     """A span of training, on the clock that the spec names. Which clock it is changes the code."""
     spans: Mapping[str, object] = b.experiment.tree.get(b.path(*keys)) or {}
-    name = next(name for name in CLOCKS if spans.get(name) is not None)
-    return Call(f"expc_runtime.clocks:{CLOCKS[name]}", (b.flag(*keys, name),))
+    named = [name for name in CLOCKS if spans.get(name) is not None]
+    if len(named) != 1:
+        b.findings.append(_not_one_clock(b, keys, named))
+        return Call(
+            "expc_runtime.clocks:Epochs", (1,)
+        )  # never printed: a finding stops the compile
+    return Call(f"expc_runtime.clocks:{CLOCKS[named[0]]}", (b.flag(*keys, named[0]),))
+
+
+def _not_one_clock(b: Builder, keys: tuple[Key, ...], named: Sequence[str]) -> Finding:
+    what = f"two clocks: {listed(named)}" if named else "no clock"
+    return Finding(
+        "XC209",
+        f"`{keys[-1]}` names {what}",
+        b.experiment.key(*b.path(*keys, *named[1:2])),
+        why="whichever ran out first would decide" if named else "it would never end",
+        help=f"name one of {listed(CLOCKS)}, such as `{{epochs: 10}}`",
+    )
 
 
 def until(b: Builder, shape: Until) -> Call:
     """A budget, and the gate that may end the stage before it."""
     budget = clock(b, "until", "budget") if shape.budget is not None else clock(b, "until")
+    b.findings.extend(_half_gates(b, shape))
     if not (shape.metric and shape.bound):
         return Call("expc_runtime.gates:Until", (budget,))
     b.static("until", "metric"), b.static("until", "on")
@@ -67,6 +85,26 @@ def until(b: Builder, shape: Until) -> Call:
     key = logged_key(shape.metric, shape.on)
     gate = Call("expc_runtime.gates:Gate", (key,), tuple(kwargs))
     return Call("expc_runtime.gates:Until", (budget, gate))
+
+
+def _half_gates(b: Builder, shape: Until) -> Iterator[Finding]:
+    """A gate needs a metric and one bound; a budget stands in one place."""
+    bounds = [word for word in BOUNDS if getattr(shape, word) is not None]
+    direct = [name for name in CLOCKS if getattr(shape, name) is not None]
+    if shape.metric and not bounds:
+        what, key, help = "a metric and no bound", "metric", f"add one of {listed(BOUNDS)}"
+    elif bounds and not shape.metric:
+        what, key, help = "a bound and no metric", bounds[0], "add `metric:`"
+    elif len(bounds) > 1:
+        what, key, help = f"two bounds: {listed(bounds)}", bounds[1], "keep one"
+    elif shape.budget is not None and direct:
+        what, key, help = f"a budget and `{direct[0]}`", direct[0], "keep the budget"
+    else:
+        return
+    why = "one of the two would do nothing" if "two" in what or direct else "it gates nothing"
+    yield Finding(
+        "XC209", f"`until` has {what}", b.experiment.key(*b.path("until", key)), why, help
+    )
 
 
 def logged_key(key: str, split: str) -> str:
