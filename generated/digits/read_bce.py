@@ -23,7 +23,7 @@ from expc_runtime.models import ConvNet, LinearHead
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, decay_groups, warmup_cosine
 
-PROGRAM = "5fb079dcd120fc74"  # names this program and its values; results carry it
+PROGRAM = "e30b6350c6e90d7c"  # names this program and its values; results carry it
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Config(Run):
     split_val: float = 0.2
     split_test: float = 0.2
     # model
-    backbone_channels: tuple[int, ...] = (16, 32)
+    backbone_channels: tuple[int, ...] = (32, 64)
     # heads
     digit_out: int = 10
     loop_out: int = 1

@@ -15,7 +15,7 @@ seeds=(0 1 2)
 runs() {
   local precision lr seed
   for precision in 32 bf16-mixed; do
-    for lr in 0.001 0.003; do
+    for lr in 0.003 0.01; do
       for seed in "${seeds[@]}"; do
         run "loop=bce,precision=${precision},lr=${lr}" "$seed"
         stage read read_bce.py -- --lr "$lr" --precision "$precision" --seed "$seed"
@@ -23,7 +23,7 @@ runs() {
     done
   done
   for precision in 32 bf16-mixed; do
-    for lr in 0.001 0.003; do
+    for lr in 0.003 0.01; do
       for seed in "${seeds[@]}"; do
         run "loop=mse,precision=${precision},lr=${lr}" "$seed"
         stage read read_mse.py -- --lr "$lr" --precision "$precision" --seed "$seed"
