@@ -22,6 +22,7 @@ from expc_runtime.checkpoint import Checkpoint, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.data.feed import Chunk, Feed, Split
 from expc_runtime.errors import CRASH, GateNotMet, Preempted, known
+from expc_runtime.export import columns_of
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
 from expc_runtime.guards import Spread, untrained
@@ -166,7 +167,7 @@ class Training:
         self.log = Log(self.stage.folder)
         self.store = Store(self.stage.folder / "checkpoints", self.checkpoint.keep)
         self.gate = GateWatch(self.until.gate) if self.until.gate else None
-        self.epoch_mark = 0  # updates at the last save, and when it was
+        self.saved_step = 0
         self.saved_at = self.began = time.monotonic()
         self.spent = 0.0  # seconds of training in earlier attempts
         self.ended = False  # by gate or budget; nothing but the result is missing
@@ -204,6 +205,13 @@ class Training:
             self._save()
         module.on_flush(self._flushed)
         module.watch(self._pulse)
+        module.batches_from(self._rows_of)
+
+    def _rows_of(self, update: int) -> str:
+        epoch, position = divmod(update, self.feed.updates_per_epoch)
+        rows: list[int] = self.feed.batch_rows(epoch, position).tolist()
+        named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        return f"batch {position} of epoch {epoch + 1}, rows {named} of the source"
 
     def _floors(self) -> dict[str, float]:
         """The best that constant answers reach, by figure, for every split that is measured."""
@@ -219,12 +227,14 @@ class Training:
         return found
 
     def _splits(self) -> list[Split]:
-        gated = self.until.gate.split if self.until.gate else ""
+        """What is measured: the train split only if a gate reads it or there is no other."""
+        gated = self.until.gate is not None and self.until.gate.split == "train"
+        on_train = gated or not len(self.feed.rows("val"))
         every: list[Split] = ["train", "val", "test"]
         return [
             split
             for split in every
-            if (split != "train" or gated == "train")
+            if (split != "train" or on_train)
             and (split != "test" or not self.cfg.smoke)
             and len(self.feed.rows(split))
         ]
@@ -398,7 +408,7 @@ class Training:
             case Minutes() as every:
                 return time.monotonic() - self.saved_at >= every.seconds
             case Updates(count):
-                return self.module.updates - self.epoch_mark >= count
+                return self.module.updates - self.saved_step >= count
             case Epochs(count):
                 return epoch_ended and self.module.epoch % count == 0
 
@@ -417,7 +427,7 @@ class Training:
             "ended": self.ended,
         }
         self.store.save(state, step=module.updates)
-        self.saved_at, self.epoch_mark = time.monotonic(), module.updates
+        self.saved_at, self.saved_step = time.monotonic(), module.updates
 
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none."""
@@ -432,7 +442,7 @@ class Training:
         self.best, self.figures = state["best"], state["figures"]
         self.warned = list(state["warned"])
         self.spent, self.ended = state["seconds"], state["ended"]
-        self.epoch_mark = manifest.step
+        self.saved_step = manifest.step
         self.log.rewind(manifest.step)
         restore(state["random"])
         return True
@@ -478,6 +488,7 @@ class Training:
                         }
                         for name in self.module.drive_names()
                     },
+                    "columns": columns_of(self.feed.sample()),
                     "provenance": origin,
                 },
             )
@@ -510,7 +521,7 @@ class Training:
     def _warn_of_floors(self, figures: Mapping[str, float]) -> None:
         for key, value in figures.items():
             floor = self.floors.get(key)
-            if floor is None or self.cfg.smoke:
+            if floor is None or self.cfg.smoke or key.startswith("test/"):
                 continue
             gain = value - floor if self.module.rises(key.partition("/")[2]) else floor - value
             if not gain > 1e-6 * max(1.0, abs(floor)):

@@ -1,5 +1,6 @@
 """Who made the NaN, and does the model answer the same to everything?"""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["Spread", "blame", "untrained"]
 
 
-def blame(module: "Module", batch: "Batch", hit: NonFinite) -> Diverged:
+def blame(
+    module: "Module", batch: "Batch", hit: NonFinite, update: int, origin: str = ""
+) -> Diverged:
     """Run ``update`` again on ``batch``, weights untouched, and name what is first not finite.
 
     In order: a column of the batch, a parameter, the output of a module, a recorded scalar, the
-    gradient at the output of a module. The message says the update, what entered there (dtype, min, max,
+    gradient at the output of a module. The message says the update (from 0), what entered there (dtype, min, max,
     mean) and whether the batch is finite in float32 as well.
     """
-    where = f"update {module.updates} of optimizer `{hit.drive}`: the loss is {hit.loss:g}"
-    if torch.isfinite(torch.tensor(hit.loss)):
-        where = f"update {module.updates} of optimizer `{hit.drive}`: a gradient is not finite"
+    what = "a gradient is not finite" if math.isfinite(hit.loss) else f"the loss is {hit.loss:g}"
+    where = f"update {update} of optimizer `{hit.drive}`: {what}"
     guilty = _column(batch) or _parameter(module) or _rerun(module, batch)
     lines = [where, f"  {guilty or 'run again, the same batch is finite: dropout or a race'}"]
     half = module.half_dtype
@@ -39,6 +41,8 @@ def blame(module: "Module", batch: "Batch", hit: NonFinite) -> Diverged:
             if again
             else f"  in float32 the same batch is finite: {name} is the cause"
         )
+    if origin:
+        lines.append(f"  {origin}")
     return Diverged("\n".join(lines))
 
 
@@ -81,7 +85,11 @@ def _rerun(module: "Module", batch: "Batch", half: bool = True) -> str | None:
     totals: list[tuple[str, Tensor]] = []
     buffers = [(b, b.clone()) for b in module.buffers()]  # batch norm counts what it sees
     try:
-        with _listening(module, trail), module.rehearsal(half, totals.append) as records:
+        with (
+            module.eager(),
+            _listening(module, trail),
+            module.rehearsal(half, totals.append) as records,
+        ):
             module.update(batch)
         if trail.forward is None:
             trail.forward = _scalar(records.kept()) or _scalar(totals)
@@ -165,7 +173,7 @@ def _summary(what: str, tensor: Tensor) -> str:
     name = str(tensor.dtype).removeprefix("torch.")
     if not tensor.numel():
         return f"{what} is empty"
-    values = tensor.detach().float()
+    values = tensor.detach().double()
     low, high = (float(end) for end in values.aminmax())
     mean = float(values.mean())
     return f"{what} is {name}, {low:.4g} to {high:.4g}, mean {mean:.4g}"

@@ -90,6 +90,7 @@ class _Live:
         "before",
         "epoch",
         "flush",
+        "origin",
         "records",
         "rehearsed",
         "rows",
@@ -107,6 +108,7 @@ class _Live:
         self.rehearsed: Callable[[tuple[str, Tensor]], None] | None = None
         self.records = Records()
         self.flush: Callable[[], None] = lambda: None
+        self.origin: Callable[[int], str] = lambda update: ""
         self.wake = float("inf")
         self.woken: Callable[[], bool] | None = None
 
@@ -235,6 +237,10 @@ class Module(pl.LightningModule):
         """Call ``flush`` every ``log_every`` updates, between two of them."""
         self._live.flush = flush
 
+    def batches_from(self, origin: Callable[[int], str]) -> None:
+        """``origin`` says, for people, which rows were in the batch of an update."""
+        self._live.origin = origin
+
     def wake_at(self, moment: float) -> None:
         """The moment, of `time.monotonic`, at which ``woken`` is next called; 0 for now."""
         self._live.wake = moment
@@ -260,14 +266,15 @@ class Module(pl.LightningModule):
                     self.trainer.should_stop = True
                     break
         except NonFinite as hit:
-            self.accuse(hit)
+            self._accuse(hit, live.updates - hit.late)
 
-    def accuse(self, hit: NonFinite) -> None:
-        """Find the module that made the non-finite value and raise Diverged."""
+    def _accuse(self, hit: NonFinite, update: int) -> None:
+        """Find what made the non-finite value in ``update`` and raise Diverged."""
         from expc_runtime.guards import blame
 
         live = self._live
-        raise blame(self, live.before if hit.late else live.batch, hit) from None
+        batch = live.before if hit.late else live.batch
+        raise blame(self, batch, hit, update, live.origin(update)) from None
 
     def settle(self) -> None:
         """Wait for flags still on their way from the device; raises Diverged."""
@@ -276,7 +283,7 @@ class Module(pl.LightningModule):
                 drive.settle()
         except NonFinite as hit:
             hit.late = False  # no batch came after the one it is about
-            self.accuse(hit)
+            self._accuse(hit, self._live.updates - 1)
 
     def configure_optimizers(self) -> None:
         """None: the drives are this class's own, made by `start`."""
@@ -337,13 +344,20 @@ class Module(pl.LightningModule):
             given = tuple(a.expand(len(first), *a.shape) for a in answers)
             return given if len(given) > 1 else given[0]
 
-        # An attribute of the instance hides the method; a compiled call would not look at it.
+        with self.eager():
+            self.forward = forward  # type: ignore[method-assign]  # hides the method
+            try:
+                yield
+            finally:
+                del self.forward
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, a compiled module is not: hooks and a hidden `forward` are seen again."""
         compiled, self._compiled_call_impl = self._compiled_call_impl, None
-        self.forward = forward  # type: ignore[method-assign]
         try:
             yield
         finally:
-            del self.forward
             self._compiled_call_impl = compiled
 
     def metrics(self) -> dict[str, Metric]:

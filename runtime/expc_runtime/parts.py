@@ -29,7 +29,7 @@ def parents(init: Mapping[str, str], out: Path) -> dict[str, str]:
 
 
 def load_parts(module: nn.Module, init: Mapping[str, str], *, out: Path, root: Path) -> None:
-    """Load ``init`` (part of the module -> file, or ``stage:NAME[/TAG][#PART]``) into ``module``.
+    """Load ``init`` (part of the module -> file, or ``stage:NAME[/best_MONITOR][#PART]``) into ``module``.
 
     A file (.safetensors, .pt) holds the part alone, or a whole module with the part under its own
     name; ``#PART`` takes a part of another name. Every tensor of the part must be there and fit.
@@ -50,9 +50,9 @@ def _is_stage(origin: str) -> bool:
 
 
 def _stage(origin: str) -> tuple[str, str]:
-    """Name of the stage and tag of the checkpoint."""
+    """Name of the stage, and of the monitor whose best weights are meant; empty for the last."""
     name, _, tag = origin.removeprefix(STAGE).partition("#")[0].partition("/")
-    return name, tag
+    return name, tag.removeprefix("best_")
 
 
 def _of_stage(origin: str, out: Path) -> Mapping[str, Tensor]:

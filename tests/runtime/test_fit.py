@@ -426,6 +426,7 @@ def test_a_nan_stops_with_65_names_the_module_and_reaches_no_weight(
     assert "failed(diverged): update 9 of optimizer `model`" in said.out
     assert "`body.1` (Linear) gave" in said.out or "`body.2`" in said.out
     assert "Traceback" not in said.out + said.err
+    assert "batch 9 of epoch 1, rows " in said.out
     assert "Traceback" in (folder(root) / "log").read_text()
     status = read_status(folder(root))
     assert status is not None
@@ -511,9 +512,9 @@ def test_a_part_starts_from_another_stage_of_the_same_run(root: Path) -> None:
     first = Config(out="runs/x/seed=0/first")
     second = Config(out="runs/x/seed=0/second", lr=1e-20)
     how: dict[str, Any] = {"until": Until(Epochs(1))}
-    code = train(root, second, init={"body": "stage:first/best"}, **how)
+    code = train(root, second, init={"body": "stage:first/best_even"}, **how)
     assert code == 66  # it has not run
-    assert train(root, first, monitor={"best": "val/even"}, **how) == 0
+    assert train(root, first, monitor={"even": "val/even"}, **how) == 0
 
     started: list[dict[str, Tensor]] = []
 
@@ -522,9 +523,9 @@ def test_a_part_starts_from_another_stage_of_the_same_run(root: Path) -> None:
             started.append({k: v.clone() for k, v in self.state_dict().items()})
             super().start(*args, **kwargs)
 
-    init = {"body": "stage:first/best"}
+    init = {"body": "stage:first/best_even"}
     assert train(root, second, init=init, build=Started, program="q", **how) == 0
-    best = final(root, first, "best")["model"]
+    best = final(root, first, "even")["model"]
     for key, value in started[0].items():
         assert torch.equal(value, best[key]) is key.startswith("body.")
     result, parent = read_result(folder(root, second)), read_result(folder(root, first))
@@ -621,6 +622,26 @@ def test_a_parameter_without_an_optimizer_is_said_aloud(root: Path) -> None:
     result = read_result(folder(root))
     assert result is not None
     assert "no optimizer trains head.weight, head.bias" in result.warnings
+
+
+def test_without_a_val_split_the_figures_are_of_train(root: Path) -> None:
+    assert train(root, until=Until(Updates(3)), val=0.0) == 0
+    result = read_result(folder(root))
+    assert result is not None
+    assert set(result.metrics) == set(result.floors) == {"train/even", "train/right"}
+
+
+def test_a_finished_stage_can_be_loaded(root: Path, read: ModuleType) -> None:
+    from expc_runtime.export import load
+
+    cfg = read.Config(budget=1)
+    assert read.main(cfg) == 0
+    model = load(root / cfg.out, best="best")
+    digit, loop = model(torch.zeros(3, 1, 8, 8))
+    assert (digit.shape, loop.shape) == ((3, 10), (3,))
+    result = read_result(root / cfg.out)
+    assert result is not None
+    assert result.extra["columns"]["image"] == {"shape": [1, 8, 8], "dtype": "float32"}
 
 
 def test_smoke_is_two_updates_and_claims_nothing(root: Path) -> None:

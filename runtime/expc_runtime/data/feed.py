@@ -151,6 +151,10 @@ class Feed:
         rows = self._rows[split]
         return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
 
+    def sample(self) -> dict[str, Tensor]:
+        """One row of each column, (1, ...), by name."""
+        return {name: column[:1] for name, column in zip(self.names, self._columns, strict=True)}
+
     def columns(self, split: Split) -> Batch:
         """Whole columns of a split."""
         return tuple(column.index_select(0, self._rows[split]) for column in self._columns)
