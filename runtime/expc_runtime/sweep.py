@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from expc_runtime.errors import Locked, MissingInput, failure_of
-from expc_runtime.state.claim import hold
+from expc_runtime.state.claim import clear_smoke, hold
 from expc_runtime.state.files import append_line, write_env
 from expc_runtime.state.plan import Layout, Task, proof, tasks
 from expc_runtime.state.process import alive, process_start
 from expc_runtime.state.records import Result, State, Status, read_result, read_status, write_status
-from expc_runtime.state.table import duration, table
+from expc_runtime.state.table import duration, table, tally
 
 __all__ = ["Clerk", "main"]
 
@@ -385,7 +385,8 @@ class Clerk:
     def _launch(self, task: Task) -> None:
         try:
             with hold(self._root / task.name, task.key) as status:
-                attempt = _Attempt(task, status.attempt + 1, time.time())
+                before = 0 if clear_smoke(self._root / task.name) else status.attempt
+                attempt = _Attempt(task, before + 1, time.time())
         except Locked as error:
             self._pace.expect(task.stage, -1)
             self._line("Failed", f"{self._where(task)}: locked: {error}")
@@ -541,7 +542,7 @@ class Clerk:
         state = "interrupted" if self._stopping else "failed" if bad else "done"
         write_env(self._root / "status.env", self._env(state))
         self._console.line("\n" + table(self._selected(), self._root))
-        counts = ", ".join(f"{count} {state}" for state, count in self._counts.items())
+        counts = tally(self._counts)
         took = duration(time.monotonic() - self._began)
         self._line("End", f"{counts or 'nothing ran'} in {took}: {self._root}")
         self._send(f"quit {code}\n".encode())

@@ -17,7 +17,7 @@ from expc_runtime.state.files import write_json
 from expc_runtime.state.process import process_start
 from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
 
-__all__ = ["Claim", "Verdict", "claim", "hold"]
+__all__ = ["Claim", "Verdict", "claim", "clear_smoke", "hold"]
 
 Verdict = Literal["fresh", "resume", "done"]
 _BEAT = 1.0  # seconds between two writes of a running status
@@ -41,8 +41,7 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
         moved = set_aside(folder)
         os.close(lock)
         lock, status = _lock(folder), None
-    elif result is not None and result.state == "smoke":
-        _clear(folder)  # two updates, kept for looking at; worth no second copy
+    elif clear_smoke(folder):
         status = None
     same = status is not None and status.key == key and (folder / "checkpoints").is_dir()
     before = status or Status()
@@ -70,7 +69,7 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
 def hold(folder: Path, key: str) -> Iterator[Status]:
     """Make ``folder`` ready for ``key`` without working in it; gives the status found there.
 
-    Work of another key is set aside, the products of a smoke run are removed.
+    Work of another key is set aside.
 
     Raises:
         Locked: a process works in this folder.
@@ -80,9 +79,6 @@ def hold(folder: Path, key: str) -> Iterator[Status]:
         status, result = read_status(folder), read_result(folder)
         if set_aside_needed(folder, key, status, result):
             set_aside(folder)
-            status = None
-        elif result is not None and result.state == "smoke":
-            _clear(folder)
             status = None
         yield status or Status()
     finally:
@@ -108,6 +104,19 @@ def set_aside(folder: Path) -> Path:
     folder.rename(old)
     folder.mkdir()
     return old
+
+
+def clear_smoke(folder: Path) -> bool:
+    """Remove what a smoke run left, which is worth no copy; whether there was one."""
+    result = read_result(folder)
+    if result is None or result.state != "smoke":
+        return False
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
+    return True
 
 
 class Claim:
@@ -245,10 +254,3 @@ def _same_file(fd: int, path: Path) -> bool:
 def _holder(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace").strip()
     return f" by {text}" if text else ""
-
-
-def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.name == ".lock" or path.name.startswith("attempt-"):
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

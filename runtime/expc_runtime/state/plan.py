@@ -12,7 +12,7 @@ from expc_runtime.state.records import Result, read_result
 
 __all__ = ["Layout", "Task", "proof", "tasks"]
 
-_CHUNK = 1 << 16
+_CHUNK = 1 << 14
 
 
 @dataclass(frozen=True)

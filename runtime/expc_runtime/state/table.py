@@ -2,15 +2,16 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from expc_runtime.state.identity import resolve
 from expc_runtime.state.plan import Task
-from expc_runtime.state.records import Result, Status, read_result, read_status
+from expc_runtime.state.records import STATES, Result, State, Status, read_result, read_status
 
-__all__ = ["duration", "table"]
+__all__ = ["duration", "standing", "table", "tally"]
 
 _WIDTH = 120
 _NAME = 46  # widest condition
@@ -67,7 +68,11 @@ class _Row:
     def state(self) -> str:
         if len(self.states) == 1:
             return next(iter(self.states))
-        return ", ".join(f"{count} {state}" for state, count in self.states.items())
+        words: dict[str, int] = {}  # details are in the notes, and there is little room
+        for label, count in self.states.items():
+            word = label.partition("(")[0]
+            words[word] = words.get(word, 0) + count
+        return tally(words)
 
 
 @dataclass
@@ -144,7 +149,7 @@ def _block(stage: str, rows: list[_Row]) -> str:
     for row in rows:
         for state, count in row.states.items():
             total[state] = total.get(state, 0) + count
-    counts = ", ".join(f"{count} {state}" for state, count in total.items())
+    counts = tally(total)
     common, names = _conditions([row.condition for row in rows])
     columns = [
         ["condition", *names],
@@ -234,6 +239,12 @@ def _align(columns: list[list[str]], numeric: range) -> list[str]:
 
 def _clip(line: str) -> str:
     return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+
+
+def tally(counts: Mapping[str, int]) -> str:
+    """``12 done, 1 failed(crash)``: states in their usual order."""
+    labels = sorted(counts, key=lambda label: STATES.index(cast("State", label.partition("(")[0])))
+    return ", ".join(f"{counts[label]} {label}" for label in labels)
 
 
 def duration(seconds: float) -> str:
