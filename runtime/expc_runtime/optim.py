@@ -30,8 +30,6 @@ __all__ = [
 Warmup = Epochs | Updates | None
 Shape = Literal["constant", "cosine", "linear"]
 
-ONE_EPOCH = Epochs(1)
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -84,7 +82,7 @@ def constant(warmup: Warmup = None) -> Schedule:
     return Schedule("constant", warmup)
 
 
-def warmup_cosine(warmup: Warmup = ONE_EPOCH, floor: float = 0.0) -> Schedule:
+def warmup_cosine(warmup: Warmup = None, floor: float = 0.0) -> Schedule:
     """Linear warm-up, then half a cosine down to ``floor`` times the learning rate."""
     return Schedule("cosine", warmup, floor)
 
@@ -264,8 +262,7 @@ class Drive:
             self.steps += 1
             self._grow()
             return
-        if not late:
-            self.drop()
+        self.drop()
         if self.scale is None or self.scale <= 1.0 or (late and not math.isfinite(loss)):
             raise NonFinite(self._name, loss, late)
         self.skipped += 1

@@ -371,11 +371,12 @@ def assert_same(one: Any, two: Any) -> None:
 
 def test_a_killed_run_goes_on_from_its_last_save_and_logs_nothing_twice(root: Path) -> None:
     whole, broken = Config(out="runs/whole/x/tell"), Config(out="runs/broken/x/tell")
-    how: dict[str, Any] = {"until": Until(Epochs(3)), "checkpoint": Checkpoint(every=Epochs(1))}
+    how: dict[str, Any] = {"until": Until(Epochs(4)), "checkpoint": Checkpoint(every=Epochs(1))}
     assert in_child(lambda: train(root, whole, **how)) == 0
-    killed = in_child(lambda: train(root, broken, build=hit_by(signal.SIGKILL, 40), **how))
+    killed = in_child(lambda: train(root, broken, build=hit_by(signal.SIGKILL, 55), **how))
     assert killed == -signal.SIGKILL
-    assert final(root, broken)["progress"]["updates"] == 32
+    assert final(root, broken)["progress"]["updates"] == 48
+    assert lines(root, "train", broken)[-1]["step"] == 50  # logged, and to be logged again
     assert in_child(lambda: train(root, broken, **how)) == 0
     assert_same(final(root, whole)["model"], final(root, broken)["model"])
     for split in ("floor", "train", "val", "test"):

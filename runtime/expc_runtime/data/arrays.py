@@ -1,6 +1,7 @@
 """Columns from a file: .npz, .safetensors or .csv."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,17 @@ class Arrays:
 
     ``.npz``: arrays by name, no pickles. ``.safetensors``: tensors by name. ``.csv``: a header and
     numbers. float64 becomes float32, integers int64 (bytes of an image stay uint8), booleans float32.
+
+    ``columns`` keeps the named ones alone and says what each means: ``class`` is read as int64,
+    ``prob``, ``real`` and ``class_probs`` as float32, ``features`` as it is.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, columns: Mapping[str, str] | None = None) -> None:
         self.file = file
+        self.columns = columns
 
     def tensors(self) -> dict[str, Tensor]:
-        """Raises MissingInput for a file that is not there, of another kind, or not readable."""
+        """Raises MissingInput for a file that is not there, not readable, or without a column."""
         path = Path(self.file)
         if not path.is_file():
             raise MissingInput(f"{path}: no such file")
@@ -35,7 +40,27 @@ class Arrays:
             ) from None
         except (OSError, ValueError) as error:
             raise MissingInput(f"{path}: {error}") from error
-        return {name: _plain(column) for name, column in columns.items()}
+        if self.columns is None:
+            return {name: _plain(column) for name, column in columns.items()}
+        missing = [name for name in self.columns if name not in columns]
+        if missing:
+            held = ", ".join(sorted(columns))
+            raise MissingInput(f"{path}: no column {', '.join(missing)}; it has {held}")
+        return {
+            name: _meant(_plain(columns[name]), meaning) for name, meaning in self.columns.items()
+        }
+
+
+def _meant(column: Tensor, meaning: str) -> Tensor:
+    return column.to(_DTYPES.get(meaning, column.dtype))
+
+
+_DTYPES = {
+    "class": torch.int64,
+    "prob": torch.float32,
+    "real": torch.float32,
+    "class_probs": torch.float32,
+}
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
