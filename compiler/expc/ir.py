@@ -6,7 +6,7 @@ printer prints it. The printer never asks what kind of experiment it prints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -134,6 +134,21 @@ class Op:
     kwargs: tuple[tuple[str, Operand], ...] = ()
     weights: tuple[Flag | float | None, ...] = ()
     grad: bool = True
+
+
+def read_by(op: Op) -> Iterator[Value]:
+    """Every value that a statement reads, wherever it stands among the operands."""
+    yield from _values((*op.ins, *(operand for _, operand in op.kwargs)))
+
+
+def _values(operands: Iterable[Operand]) -> Iterator[Value]:
+    for operand in operands:
+        if isinstance(operand, Value):
+            yield operand
+        elif isinstance(operand, tuple):
+            yield from _values(operand)
+        elif isinstance(operand, Call):
+            yield from _values((*operand.args, *(inner for _, inner in operand.kwargs)))
 
 
 # --------------------------------------------------------------------------------------------------- program

@@ -94,6 +94,7 @@ class _Made:
 def _modules(base: Experiment, space: Space) -> dict[tuple[str, str], Module]:
     """(stage, structure) -> file. Equal programs are one file."""
     modules: dict[tuple[str, str], Module] = {}
+    files: set[str] = set()
     for stage in order(base):
         made: dict[str, _Made] = {}
         for variant in space.variants:
@@ -105,6 +106,9 @@ def _modules(base: Experiment, space: Space) -> dict[tuple[str, str], Module]:
         for key, one in made.items():
             label = names[key]
             file = f"{stage}_{label}.py" if label else f"{stage}.py"
+            if file in files:
+                file = f"{stage}_{label}_{key[:8]}.py"
+            files.add(file)
             modules[stage, key] = Module(
                 stage, file, label, one.program, digest.identity(one.program)
             )
@@ -237,12 +241,14 @@ def _unless(
         path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)
     }
     looped = {path: spec_path(path) for axis in space.loops for path in axis.paths}
+    tree = variant.experiment.tree
     left = []
     for excluded in base.sweep.exclude:
         here = {p: v for p, v in excluded.items() if p != "condition"}
         if excluded.get("condition", variant.condition.name) != variant.condition.name:
             continue
-        if any(path in fixed and fixed[path] != value for path, value in here.items()):
+        held = {p: fixed.get(p, tree.get(spec_path(p))) for p in here if p not in looped}
+        if any(held[path] != here[path] for path in held):
             continue
         rest = tuple(
             (short[path], _held(variant, looped[path], value))

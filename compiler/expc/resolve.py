@@ -127,6 +127,9 @@ def _header(tree: Tree) -> tuple[Header | None, list[Finding]]:
             findings.append(_bad_name(axis, tree, ("sweep", "grid", axis)))
     for part in header.model:
         findings += _checked_name(part, tree, ("model", part))
+    for condition in header.sweep.conditions:
+        if not _NAME.match(condition):
+            findings.append(_bad_name(condition, tree, ("sweep", "conditions", condition)))
     return header, findings
 
 
@@ -184,7 +187,7 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
                 ),
             ],
         )
-    kind = KINDS.get(raw.get("kind", ""))
+    kind = KINDS.get(str(raw.get("kind", "")))
     if kind is None:
         return tree, None, [*findings, _unknown_kind(raw, tree, path, name)]
     slots = slots_of(kind.shape)

@@ -79,10 +79,10 @@ def _finding(
             return missing_key(key, tree, here[:-1], inner, about)
         case _:
             name = _last_name(loc) or owner
-            value = detail["input"]
+            given = "" if detail["type"] == "value_error" else f", not {_shown(detail['input'])}"
             return Finding(
                 "XC103",
-                f"`{name}` {_expected(detail)}, not {_shown(value)}",
+                f"`{name}` {_expected(detail)}{given}",
                 tree.at(_existing(tree, here)).value,
                 help=_help(detail, fields, loc),
             )
@@ -136,6 +136,7 @@ _KINDS = {
     "int_type": "takes a whole number",
     "int_from_float": "takes a whole number",
     "float_type": "takes a number",
+    "finite_number": "takes a finite number",
     "bool_type": "takes `true` or `false`",
     "string_type": "takes text",
     "list_type": "takes a list",

@@ -22,6 +22,7 @@ KeyPath = tuple[Key, ...]
 MAX_BYTES = 512 * 1024
 MAX_NODES = 50_000
 MAX_DEPTH = 40
+MAX_DIGITS = 400
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
@@ -156,12 +157,21 @@ def _scalar_value(node: yaml.ScalarNode) -> object:
             return None
         case "bool":
             return text.lower() in ("true", "yes", "on")
-        case "int" if _INTEGER.match(text):
+        case "int" if _INTEGER.match(text) and len(text) < MAX_DIGITS:
             return int(text.replace("_", ""))
         case "int" | "float":
-            return yaml.safe_load(text)
+            return _number(text)
         case _:
             return str(text)
+
+
+def _number(text: str) -> object:
+    """A number as YAML 1.1 reads it; text where a tag calls something else a number."""
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+    return value if isinstance(value, int | float) else text
 
 
 def read(path: Path, root: Path) -> Source:

@@ -13,7 +13,7 @@ from expc.components.core import Family, Params
 class Shape(BaseModel):
     """A closed, strict shape: unknown keys and silent conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 Raw = dict[str, Any]
@@ -37,14 +37,14 @@ class Clock(Shape):
     minutes: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time")
 
 
-Axis = Annotated[list[Any], Field(description="the values this path takes")]
+Axis = Annotated[list[Any], Field(min_length=1, description="the values this path takes")]
 
 
 class Sweep(Shape):
     """What varies between runs."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        default_factory=lambda: [0], description="one run for each"
+        default_factory=lambda: [0], min_length=1, description="one run for each"
     )
     grid: dict[str, Axis] = Field(default_factory=dict, description="every combination of values")
     zip: dict[str, Axis] = Field(default_factory=dict, description="values taken side by side")

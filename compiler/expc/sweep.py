@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ MAX_VARIANTS = 256
 _SAFE = re.compile(r"[A-Za-z0-9._+-]+$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Axis:
-    """Paths that vary together (one, or several zipped), and their rows of values."""
+    """Paths that vary together (one, or several zipped), and their rows of values; values may be lists and maps."""
 
     kind: str
     paths: tuple[str, ...]
@@ -228,15 +229,30 @@ def _lowered(
 
 
 def labels(every: Sequence[Axis]) -> dict[str, str]:
-    """A short name for each swept path: its last telling key, longer where two would be equal."""
-    paths = [path for axis in every for path in axis.paths]
+    """A short name for each swept path, as runs and shell variables carry it: its last telling keys."""
+    paths = list(dict.fromkeys(path for axis in every for path in axis.paths))
     keys = {path: [key for key in path.split(".") if key != "use"] for path in paths}
-    depth = 1
+    depth = dict.fromkeys(paths, 1)
     while True:
-        short = {path: "_".join(parts[-depth:]) for path, parts in keys.items()}
-        if len(set(short.values())) == len(short) or depth > 8:
+        short = {path: _variable(parts[-depth[path] :]) for path, parts in keys.items()}
+        times = Counter(short.values())
+        unclear = [
+            path
+            for path, name in short.items()
+            if (times[name] > 1 or name in _SHELL_NAMES) and depth[path] < len(keys[path])
+        ]
+        if not unclear:
             return short
-        depth += 1
+        depth.update({path: depth[path] + 1 for path in unclear})
+
+
+_SHELL_NAMES = frozenset({"seed", "seeds", "row", "experiment", "folder"})
+"""Variables that a sweep script has already."""
+
+
+def _variable(keys: Sequence[str]) -> str:
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(keys))
+    return f"_{name}" if not name or name[0].isdigit() else name
 
 
 def slug(value: object) -> str:

@@ -16,7 +16,7 @@ Family = Literal["data", "model", "head", "loss", "metric", "optim", "schedule"]
 class Params(BaseModel):
     """Parameters of a component. Strict: what a user wrote is never coerced in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from expc.ir import (
     Program,
     Routine,
     Value,
+    read_by,
 )
 from expc.plan import flag_name
 from expc.source import KeyPath
@@ -178,8 +179,9 @@ def python_file(
 
 
 def _prose(text: str) -> str:
-    """Text for a docstring: no quotes or backslashes that would end it."""
-    return text.replace("\\", "/").replace('"""', "'''").strip()
+    """Text for a docstring: nothing that would end it, and no line ends but one kind."""
+    lines = text.replace("\\", "/").replace('"""', "'''").strip().splitlines()
+    return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)
 
 
 def _example(program: Program) -> str:
@@ -305,7 +307,7 @@ def _trained(program: Program, phase: Phase) -> str:
 
 
 def _unpack(program: Program, ops: Sequence[Op]) -> Line:
-    read = {operand.name for op in ops for operand in op.ins if isinstance(operand, Value)}
+    read = {value.name for op in ops for value in read_by(op)}
     columns = program.feed.columns
     names = [column.name if column.name in read else "_" for column in columns]
     left = f"({names[0]},)" if len(names) == 1 else ", ".join(names)
@@ -395,7 +397,7 @@ def _expression(operand: Operand, imports: Imports, cfg: str) -> str:
         case Name():
             return operand.text
         case Call(target="", kwargs=entries):
-            pairs = (f"{json.dumps(k)}: {_expression(v, imports, cfg)}" for k, v in entries)
+            pairs = (f"{literal(k)}: {_expression(v, imports, cfg)}" for k, v in entries)
             return "{" + ", ".join(pairs) + "}"
         case Call():
             inner = [_expression(item, imports, cfg) for item in operand.args]

@@ -143,8 +143,8 @@ def source_map(
 
 def _raw_lines(piece: PythonFile, raw: str) -> Iterator[tuple[int, KeyPath]]:
     """Line numbers of the unformatted file for every printed line that came from the spec, in order."""
-    lines = raw.splitlines()
-    at = 0
+    lines = raw.split("\n")
+    at = max(number for number, line in enumerate(lines) if line.startswith("class Config("))
     for line in piece.lines():
         while lines[at].strip() != line.text.strip():
             at += 1

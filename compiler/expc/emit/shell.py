@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def _block(block: Block) -> Iterator[Quoted]:
 
 
 def _open(loop: Loop) -> Iterator[str]:
+    if len(loop.rows) == 1:
+        yield "# shellcheck disable=SC2041,SC2043 # one value now, room for more"
     if len(loop.names) == 1:
         words = " ".join(quote(row[0]) for row in loop.rows)
         yield f"for {loop.names[0]} in {words}; do"
@@ -96,9 +99,16 @@ def _open(loop: Loop) -> Iterator[str]:
 def _label(label: Sequence[str | Name]) -> str:
     return (
         '"'
-        + "".join(f"${{{part.text}}}" if isinstance(part, Name) else part for part in label)
+        + "".join(
+            f"${{{part.text}}}" if isinstance(part, Name) else _inside(part) for part in label
+        )
         + '"'
     )
+
+
+def _inside(text: str) -> str:
+    """Text inside double quotes: nothing in it is expanded."""
+    return re.sub(r'([\\"$`])', r"\\\1", text)
 
 
 def _stage(stage: StageRun) -> str:

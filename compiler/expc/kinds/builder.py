@@ -79,6 +79,9 @@ class Builder:
         """A scalar as the spec sets it: a flag when somebody wrote it, its value when nobody did."""
         path = self.path(*keys)
         value = _plain(self.experiment.tree.get(path))
+        if value is None:
+            self.structural.add(path)
+            return None
         if not self.experiment.is_written(path) and path not in self.swept:
             return value
         return self._flagged(path, value)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expc.components.core import Params
 from expc.spec import Clock, Shape
@@ -74,6 +74,14 @@ class Init(Shape):
     best: str | None = Field(
         None, description="a name under that stage's `monitor`; last if not set"
     )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is None) == (self.from_ is None):
+            raise ValueError("takes weights either `from` a stage or out of a `file`")
+        if self.best is not None and self.from_ is None:
+            raise ValueError("has `best`, which only a stage has; a file holds one set of weights")
+        return self
 
 
 class LossSlot(Params):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from expc.components.core import Use
-from expc.findings import Finding, listed
 from expc.findings import Finding, listed, suggest
 from expc.ir import Artifact, Call, Name, Operand, Optim
 from expc.kinds.builder import Builder
@@ -130,7 +129,7 @@ def starts(b: Builder, shapes: Mapping[str, Init]) -> tuple[Artifact, ...]:
         b.static("init", part)
         best = f"/best_{init.best}" if init.best else ""
         there = f"#{attribute(init.part)}" if init.part else ""
-        source = init.file or f"stage:{init.from_}{best}{there}"
+        source = f"{init.file or f'stage:{init.from_}{best}'}{there}"
         if part not in b.parts():
             b.findings.append(_no_part(b, part))
         found.append(Artifact(attribute(part), source, b.experiment.key(*path), path))

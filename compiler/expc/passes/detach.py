@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from expc.ir import Op, Operand, Phase, Program, Value
+from expc.ir import Call, Op, Operand, Phase, Program, Value
 
 
 def detach_across_phases(program: Program) -> Program:
@@ -17,6 +17,11 @@ def _detached(phase: Phase) -> Phase:
     ops: list[Op] = []
 
     def inside(operand: Operand, op: Op) -> Operand:
+        if isinstance(operand, tuple):
+            return tuple(inside(item, op) for item in operand)
+        if isinstance(operand, Call):
+            kwargs = tuple((name, inside(item, op)) for name, item in operand.kwargs)
+            return replace(operand, args=tuple(inside(a, op) for a in operand.args), kwargs=kwargs)
         if not isinstance(operand, Value) or not operand.grad:
             return operand
         if operand.phase in ("", phase.name):

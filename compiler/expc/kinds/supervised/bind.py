@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from expc.components.core import Column, Use
@@ -22,6 +22,7 @@ from expc.ir import (
     Value,
 )
 from expc.kinds.builder import Builder
+from expc.kinds.names import is_local
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Binding:
 
 @dataclass(frozen=True)
 class Bound:
-    """A stage with its names bound. `columns` are what a batch holds, in order."""
+    """A stage with its names bound. `columns` are what a batch holds, in order, by their names in the data."""
 
     inputs: tuple[Value, ...]
-    columns: tuple[Value, ...]
+    columns: Mapping[str, Value]
     losses: tuple[Binding, ...]
     metrics: tuple[Binding, ...]
 
@@ -56,19 +57,17 @@ class Bound:
 def bind(stage: Stage, b: Builder) -> Bound:
     """Bind every name of a stage; names that lead nowhere become findings."""
     known = columns_of(stage.uses["data"])
-    inputs = _inputs(stage, b, _values(b, known))
-    targets = {value.name: _as_target(value, inputs) for value in _values(b, known)}
+    taken = _inputs(stage, b, _values(b, known))
+    read = {value.name: _as_input(value, stage.maps["heads"]) for value in taken}
+    inputs = tuple(read.values())
+    targets = {value.name: read.get(value.name, _as_target(value)) for value in _values(b, known)}
     losses = tuple(_losses(stage, b, targets))
     trained = {binding.head: binding.target for binding in reversed(losses)}
     metrics = tuple(_metrics(stage, b, targets, trained))
     used = {*inputs, *(binding.target for binding in (*losses, *metrics))}
-    columns = (
-        column
-        for value in _values(b, known)
-        for column in dict.fromkeys((value, targets[value.name]))
-        if column in used
-    )
-    return Bound(inputs, tuple(columns), losses, metrics)
+    columns = {name: value for name, value in targets.items() if value in used}
+    b.findings += (_no_local(b, name) for name in columns if not is_local(name))
+    return Bound(inputs, columns, losses, metrics)
 
 
 def _values(b: Builder, known: dict[str, Column]) -> list[Value]:
@@ -84,9 +83,24 @@ def _shape(column: Column) -> str:
     return f"(B, {inner})" if inner else "(B, ...)" if column.port is Features else "(B,)"
 
 
-def _as_target(value: Value, inputs: tuple[Value, ...]) -> Value:
-    """A column under the name it has where it is compared; one that is also read keeps its own."""
-    return value if value in inputs else replace(value, name=f"{value.name}_target")
+def _as_input(value: Value, heads: Mapping[str, Use]) -> Value:
+    """A column under the name that the net reads it by: its own, unless a head has that."""
+    return replace(value, name=f"{value.name}_input") if value.name in heads else value
+
+
+def _as_target(value: Value) -> Value:
+    """A column under the name it has where it is compared. One that is also read keeps the name it has there."""
+    return replace(value, name=f"{value.name}_target")
+
+
+def _no_local(b: Builder, column: str) -> Finding:
+    return Finding(
+        "XC105",
+        f"column `{column}` can't be a variable",
+        b.experiment.key(*b.path("data", "columns", column)),
+        why="columns become variables of the generated code",
+        help="rename it in the data: letters, digits and `_`, no word of Python",
+    )
 
 
 def _losses(stage: Stage, b: Builder, targets: dict[str, Value]) -> Iterable[Binding]:

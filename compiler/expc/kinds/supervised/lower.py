@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from expc.components.core import Form, Use
 from expc.experiment import Stage
+from expc.findings import Finding, Span
 from expc.ir import (
     Any_,
     BinaryLogits,
@@ -26,6 +29,7 @@ from expc.ir import (
 )
 from expc.kinds import training
 from expc.kinds.builder import Builder
+from expc.kinds.names import clashes, class_name, hides_module, replaced
 from expc.kinds.supervised.bind import Bound, bind, port_of
 from expc.kinds.supervised.shape import OPTIMIZER, Supervised, logged
 
@@ -36,9 +40,10 @@ def lower(stage: Stage, b: Builder) -> Program:
     forward, heads = _forward(stage, b, bound)
     doc = _doc(bound, heads)
     losses = _losses(b, bound, heads)
+    b.findings += _misnamed(stage, b, bound)
     return Program(
         stage=stage.name,
-        name="".join(word.capitalize() for word in stage.name.split("_")),
+        name=class_name(stage.name),
         about=stage.shape.about or b.experiment.about,
         doc=doc,
         phases=(_update(b, bound, heads),),
@@ -55,6 +60,25 @@ def lower(stage: Stage, b: Builder) -> Program:
         structural=frozenset(b.structural),
         flags=b.flags(),
     )
+
+
+def _misnamed(stage: Stage, b: Builder, bound: Bound) -> Iterator[Finding]:
+    """Names of the spec that meet in the generated class."""
+
+    def places(key: str, ending: str = "") -> list[tuple[str, Span]]:
+        return [(name + ending, b.experiment.key(*b.path(key, name))) for name in stage.maps[key]]
+
+    nets = [*places("model"), *places("metrics")] if "metrics" in stage.maps else places("model")
+    converted = [place for ending in ("_prob", "_probs") for place in places("heads", ending)]
+    columns = [(value.name, value.span) for value in bound.columns.values()]
+    total = [(f"total_{OPTIMIZER}", b.experiment.key(*b.path("loss")))]
+    yield from hides_module(stage.name, b.experiment.key(*stage.path))
+    yield from replaced(nets)
+    yield from clashes([*nets, *places("heads", "_head")], "parts")
+    yield from clashes(
+        [*total, *columns, *places("heads"), *converted, *places("loss", "_loss")], "values"
+    )
+    yield from clashes([*total, *places("loss")], "logged figures")
 
 
 def _doc(bound: Bound, heads: dict[str, Value]) -> str:
@@ -164,11 +188,15 @@ def _measure(b: Builder, bound: Bound, heads: dict[str, Value]) -> Routine:
 
 
 def _reading(use: Use, reads: object) -> tuple[Form, ...]:
-    """The forms a metric may take, narrowed by what the spec says that it reads."""
+    """The forms a metric may take: as the spec says what it reads, else logits only where nothing else is taken.
+
+    A threshold of 0.5 means a probability; on logits it would be one of 0.62, and nobody would see it.
+    """
+    forms = use.component.forms
     wanted = {"prob": (Prob,), "logits": (BinaryLogits, ClassLogits)}.get(str(reads))
-    if wanted is None:
-        return use.component.forms
-    return tuple(form for form in use.component.forms if form.takes[0] in wanted)
+    if wanted is not None:
+        return tuple(form for form in forms if form.takes[0] in wanted)
+    return tuple(form for form in forms if form.takes[0] is not BinaryLogits) or forms
 
 
 _FLOORS = {BinaryLogits: "logits", ClassLogits: "class_logits", Prob: "probs", Real: "real",
@@ -201,8 +229,10 @@ def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
     path = b.path("data")
     b.static("data", "use")
     source = Call(use.component.target, (), b.arguments(use))
-    names = tuple(column.name.removesuffix("_target") for column in bound.columns)
-    kwargs: list[tuple[str, Operand]] = [("columns", names), ("batch", b.flag("data", "batch"))]
+    kwargs: list[tuple[str, Operand]] = [
+        ("columns", tuple(bound.columns)),
+        ("batch", b.flag("data", "batch")),
+    ]
     for share in ("val", "test"):
         if b.written("data", "split", share):
             kwargs.append((share, b.flag("data", "split", share)))
@@ -211,7 +241,7 @@ def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
     if b.written("data", "drop_last"):
         kwargs.append(("drop_last", b.flag("data", "drop_last")))
     build = Call("expc_runtime.data.feed:Feed", (source,), tuple(kwargs))
-    return Feed(build, bound.columns, (), b.experiment.key(*path), path)
+    return Feed(build, tuple(bound.columns.values()), (), b.experiment.key(*path), path)
 
 
 def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:

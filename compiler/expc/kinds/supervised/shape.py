@@ -47,7 +47,7 @@ class Supervised(Shape):
     compile: bool = Field(False, description="compile the nets with torch.compile")
     until: Until = Field(description="a budget, or a threshold with a budget")
     checkpoint: Every = Field(default_factory=Every, description="when and how many are kept")
-    monitor: dict[str, str] = Field(
+    monitor: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(
         default_factory=dict, description="name -> what it watches; the best of each is kept"
     )
     init: dict[str, Init] = Field(default_factory=dict, description="part -> its starting weights")
