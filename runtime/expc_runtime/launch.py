@@ -299,27 +299,43 @@ def _preload(modules: tuple[str, ...]) -> None:
 def _execute(argv: list[str], folder: str, env: dict[bytes, bytes]) -> int:
     """Run the script ``argv[0]`` as ``python`` would, in this process; returns its exit code."""
     import random
-    import runpy
 
     os.environb.clear()
     os.environb.update(env)
     os.chdir(folder)
     _reopen(unbuffered=bool(os.environ.get("PYTHONUNBUFFERED")))
-    sys.path[0] = os.path.dirname(os.path.abspath(argv[0]))
+    script = os.path.abspath(argv[0])
+    sys.path[0] = os.path.dirname(script)
     sys.argv = argv
     random.seed()
     _threads(os.environ.get("OMP_NUM_THREADS", ""))
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        _main(script)
     except SystemExit as error:
         return _exit_code(error)
-    except KeyboardInterrupt:
-        sys.stderr.flush()
+    except KeyboardInterrupt as error:
+        _report(error, script)
         _die(signal.SIGINT)
     except BaseException as error:  # noqa: BLE001 -- as the interpreter would
-        _report(error, argv[0])
+        _report(error, script)
         return 1
     return 0
+
+
+def _main(script: str) -> None:
+    """Run ``script`` as ``__main__``, which stays in place for what runs at exit (runpy's does not)."""
+    import types
+
+    try:
+        with open(script, "rb") as file:
+            source = file.read()
+    except OSError as error:
+        print(f"{sys.executable}: can't open file {script!r}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    module = types.ModuleType("__main__")
+    module.__file__ = script
+    sys.modules["__main__"] = module
+    exec(compile(source, script, "exec"), module.__dict__)  # noqa: S102 -- it is `python script`
 
 
 def _reopen(*, unbuffered: bool) -> None:
@@ -363,7 +379,7 @@ def _report(error: BaseException, script: str) -> None:
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != script:
         trace = trace.tb_next
-    sys.excepthook(type(error), error, trace or error.__traceback__)
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
 if __name__ == "__main__":
