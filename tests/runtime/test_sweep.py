@@ -72,9 +72,16 @@ def main(cfg):
             metrics={"test/accuracy": 0.9 + cfg.seed / 100},
             floors={"test/accuracy": 0.1},
             gate=gate,
-            extra={"argv": sys.argv, "text": cfg.text},
+            extra={"argv": sys.argv, "text": cfg.text, "fds": open_descriptors()},
         ))
     return 9 if cfg.do == "late" else 0
+
+
+def open_descriptors():
+    """All but the folder lock's."""
+    numbers = [n for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")]
+    files = {n: os.readlink(f"/proc/self/fd/{n}") for n in numbers}
+    return sorted(n for n, file in files.items() if not file.endswith("/read/.lock"))
 
 
 def hang(cfg, stage, out):
@@ -403,6 +410,15 @@ def test_listed_commands_are_the_ones_that_run(project: Project) -> None:
     by_hand = subprocess.run(["bash", "-c", listed], cwd=project.root, env=project.env, check=False)
     assert by_hand.returncode == 0
     assert project.sweep()[1].count("Start") == 0
+
+
+def test_stage_gets_its_own_log_and_no_descriptor_of_the_runner(project: Project) -> None:
+    project.plan("run '' 0", "stage read stage.py --")
+    assert project.sweep()[0] == 0
+    # A lock or a pipe of the runner in a stage's hands would outlive the runner.
+    assert project.result("seed=0/read").extra["fds"] == ["0", "1", "2"]
+    log = (project.stage("seed=0/read") / "attempt-1.log").read_text()
+    assert log.startswith(f"$ {sys.executable} generated/fake/stage.py --out runs/fake/seed=0/read")
 
 
 def test_jobs_run_at_the_same_time_and_no_more_than_that(project: Project) -> None:

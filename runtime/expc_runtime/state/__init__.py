@@ -22,7 +22,8 @@ How a stage uses it (`expc_runtime.fit` does)::
     stage.fail("diverged", "loss is NaN", code=65, source="specs/x.yaml:41:9 (read.loss.loop)")
     stage.interrupt("asked to stop at step 320; saved")    # the same command goes on from there
 
-Leaving the block without one of these marks the stage failed(crash) with the exception's text. A
+A sibling's product (``stage:read``) is in ``resolve(out.parent / "read")``, since a stage shared by
+several runs is kept by one of them. Leaving the block without one of these marks the stage failed(crash) with the exception's text. A
 folder that holds another key is renamed aside to ``<stage>.was-<key>`` before a fresh start.
 """
 
