@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import click
 
 from expc import __version__
+
+
+class ReaderGone(Exception):
+    """Whoever read our output has stopped; click would take that for success."""
+
+
+@contextmanager
+def _reader_watched() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGone from None
 
 
 class Commands(click.Group):
@@ -20,6 +35,18 @@ class Commands(click.Group):
         )
         self.table = table
         self.params.append(_version_option())
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the arguments; `--help` is answered here."""
+        with _reader_watched():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _reader_watched():
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+            return code
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names, in the order in which a person meets them."""

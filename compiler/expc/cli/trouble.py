@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from expc.cli.group import ReaderGone
+
 if TYPE_CHECKING:
     from expc.findings import SpecError
 
@@ -21,7 +23,6 @@ def guarded(command: click.Command, argv: list[str]) -> int:
     """Run a command; no traceback and no broken pipe reaches a person."""
     try:
         code = command.main(list(argv), prog_name="expc", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else CLEAN
     except click.ClickException as error:
         error.show()
@@ -29,7 +30,7 @@ def guarded(command: click.Command, argv: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("expc: stopped", err=True)
         return _INTERRUPTED
-    except BrokenPipeError:
+    except ReaderGone:
         _silence()
         return _PIPE
     except Exception as error:  # noqa: BLE001  # a person must never see a traceback

@@ -1,0 +1,50 @@
+# make demo        compile and run one sweep; says where the results lie
+# make test        what CI runs: lint, format, types, tests
+# make test-slow   the long tests too
+# make bench       benchmarks, printed as ratios
+#
+# Each sets up .venv by itself: Python 3.11 or later is all it needs.
+# PYTHON=python3.12 picks an interpreter; JOBS=4 runs four stages at a time;
+# TORCH_INDEX=URL adds an index of torch builds, such as PyTorch's index of CPU builds.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JOBS ?= 2
+TORCH_INDEX ?=
+
+bin := .venv/bin
+ready := .venv/ready
+index := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint test-slow bench clean
+
+$(ready): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("expc needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(pip) --upgrade 'pip>=25.1'
+	$(pip) $(index) --constraint constraints.txt --editable '.[runtime,new,onnx]' --group dev
+	touch $@
+
+demo: $(ready)
+	$(bin)/expc compile specs/digits.yaml
+	$(bin)/expc run generated/digits --jobs $(JOBS)
+	@echo
+	@echo "results: runs/digits, one folder for each run; the table again: $(bin)/expc status digits"
+	@echo "the code that ran: generated/digits; TensorBoard: $(bin)/tensorboard --logdir runs/digits"
+
+test: lint
+	$(bin)/python -m pytest -q
+
+lint: $(ready)
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+test-slow: $(ready)
+	$(bin)/python -m pytest -q -m 'slow or not slow'
+
+bench: $(ready)
+	$(bin)/python -m benchmarks
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
