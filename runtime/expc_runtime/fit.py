@@ -276,6 +276,8 @@ class Training:
         if module.updates:
             text += f"; goes on from update {module.updates}, epoch {module.epoch}"
         self.say(text)
+        if self.floors:
+            self.say("in brackets: the best that one answer for every row reaches")
         if not module.updates and self.floors:
             self.log.figures(
                 "floor",
@@ -393,13 +395,16 @@ class Training:
             self.store.save(weights, step=self.module.updates, tag=tag)
 
     def _epoch_line(self) -> str:
+        """Figures of the epoch; the best constant answer's in brackets."""
         module = self.module
-        told = [f"epoch {module.epoch + 1}", f"update {module.updates}"]
+        told = [f"epoch {module.epoch + 1}"]
         for key, value in self.figures.items():
-            floor = f" (constant {self.floors[key]:.4g})" if key in self.floors else ""
-            told.append(f"{key} {value:.4g}{floor}")
-        told += [f"lr {name} {module.drive(name).lr:.3g}" for name in module.drive_names()]
-        return "  ".join(told)
+            floor = f" ({self.floors[key]:.4g})" if key in self.floors else ""
+            told.append(f"{key.removeprefix('val/')} {value:.4g}{floor}")
+        drives = module.drive_names()
+        for name in drives:
+            told.append(f"lr {name if len(drives) > 1 else ''} {module.drive(name).lr:.3g}")
+        return "  ".join(" ".join(part.split()) for part in told)
 
     # State.
 
