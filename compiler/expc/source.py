@@ -146,7 +146,7 @@ class _Reader:
 
     def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> object:
         value = _scalar_value(node)
-        self.scalars.append(Scalar(path, node.value, value, node.style is None, self.span(node)))
+        self.scalars.append(Scalar(path, node.value, value, not node.style, self.span(node)))
         return value
 
 

@@ -59,11 +59,11 @@ class Asymmetric(Params):
 LOSSES = (
     Component(
         "loss", "bce", "binary cross-entropy on logits", Bce,
-        "expc_runtime.losses:bce", _TWO_CLASSES, traits=frozenset({"proper"}),
+        "expc_runtime.losses:bce", _TWO_CLASSES, traits=frozenset({"proper", "constant_by_entropy"}),
     ),
     Component(
         "loss", "mse", "squared error of probabilities or real numbers", Nothing,
-        "expc_runtime.losses:mse", _VALUES, traits=frozenset({"proper", "flat_at_the_ends"}),
+        "expc_runtime.losses:mse", _VALUES, traits=frozenset({"proper", "flat_at_the_ends", "constant_by_variance"}),
     ),
     Component(
         "loss", "smooth_l1", "squared near zero, linear far from it (Girshick 2015)", SmoothL1,

@@ -35,6 +35,7 @@ _YES_NO = (Form((Prob, Prob)), Form((BinaryLogits, Prob)))
 METRICS = (
     Component(
         "metric", "accuracy", "share of right answers", Accuracy, better="higher",
+        traits=frozenset({"constant_by_majority"}),
         forms=(
             Form((ClassLogits, ClassId), "expc_runtime.metrics:Accuracy"),
             Form((ClassLogits, ClassProbs), "expc_runtime.metrics:Accuracy"),
@@ -45,10 +46,12 @@ METRICS = (
     Component(
         "metric", "brier", "mean squared error of a probability", Nothing,
         "expc_runtime.metrics:Brier", (Form((Prob, Prob)),), better="lower",
+        traits=frozenset({"constant_by_variance"}),
     ),
     Component(
         "metric", "f1", "F1 of yes over all answers", Threshold,
         "expc_runtime.metrics:F1", _YES_NO, better="higher",
+        traits=frozenset({"constant_all_yes"}),
     ),
     Component(
         "metric", "sample_f1", "F1 of each row's yes answers, mean over rows", Threshold,

@@ -1,0 +1,1 @@
+"""Find what a spec would do wrong, before an hour of GPU time is spent on it."""

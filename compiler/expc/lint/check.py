@@ -1,0 +1,246 @@
+"""Run every rule over one spec. A step that can't go on adds its findings, and later steps are left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from expc.components.core import Use
+from expc.experiment import Experiment
+from expc.findings import Finding, Span, SpecError
+from expc.lint.allows import apply
+from expc.lint.cache import Need
+from expc.lint.core import (
+    AxisRule,
+    FolderRule,
+    Rule,
+    Severity,
+    SpecRule,
+    StageRule,
+    SweepRule,
+    TextRule,
+    rules,
+)
+from expc.lint.rules.sweeps import known_axes
+from expc.plan import order
+from expc.resolve import Document, Override, document, resolve
+from expc.signatures import NotFound, find
+from expc.source import Source, name_of, read
+from expc.sweep import Axis, Space, Variant, conditions, explore
+
+EVERY_ROW = 16
+"""Axes up to this length are checked at every value, longer ones at their ends and extremes."""
+
+
+@dataclass
+class Checked:
+    """What was found in one file, and what that rests on."""
+
+    file: str
+    sources: tuple[Source, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    needs: tuple[Need, ...] = ()
+    finished: bool = False
+    _texts: dict[str, list[str]] = field(default_factory=dict)
+
+    def severity(self, code: str) -> Severity:
+        """How bad a code is."""
+        return Rule.registry[code].severity
+
+    def rests_on_environment(self) -> bool:
+        """Whether a finding could go away by installing something."""
+        return any(Rule.registry[finding.code].environment for finding in self.findings)
+
+    def lines(self) -> dict[tuple[str, int], str]:
+        """The text of every line that the findings name."""
+        self._texts = {source.file: source.text.splitlines() for source in self.sources}
+        return {
+            (span.file, span.line): self._line(span) for f in self.findings for span in _places(f)
+        }
+
+    def _line(self, span: Span) -> str:
+        text = self._texts.get(span.file, [])
+        return text[span.line - 1] if span.line <= len(text) else ""
+
+
+def _places(finding: Finding) -> Iterator[Span]:
+    yield finding.span
+    for note in finding.notes:
+        yield note.span
+
+
+def check(path: Path, root: Path) -> Checked:
+    """Everything the rules say of a spec, but for what its comments allow."""
+    checked = Checked(name_of(path, root))
+    found: list[Finding] = []
+    try:
+        checked.sources = _sources(path, root, found)
+        found += _on_text(checked.sources)
+        if not found_unreadable(found):
+            _on_spec(document(path, root), checked, found)
+    except SpecError as error:
+        found += error.findings
+    unique = {(f.code, f.span, f.message): f for f in reversed(_without_echoes(found))}
+    kept = apply(checked.sources, unique.values(), finished=checked.finished)
+    checked.findings = tuple(sorted(kept, key=lambda f: (f.span, f.code, f.message)))
+    return checked
+
+
+def _without_echoes(found: Sequence[Finding]) -> list[Finding]:
+    """What the text explains is not told once more by its shape: `3e-4` is a trap of YAML, not a wrong value."""
+    explained = {f.span for f in found if f.code.startswith("XC0")}
+    return [f for f in found if not (f.code == "XC103" and f.span in explained)]
+
+
+def _sources(path: Path, root: Path, found: list[Finding]) -> tuple[Source, ...]:
+    """The spec and those it extends; the spec alone when one of those can't be read."""
+    try:
+        return document(path, root).sources
+    except SpecError as error:
+        found += error.findings
+    try:
+        return (read(path, root),)
+    except SpecError:
+        return ()  # said already
+
+
+def found_unreadable(found: Iterable[Finding]) -> bool:
+    """Whether reading already failed: then there is no document to go on with."""
+    return any(f.code in ("XC005", "XC006", "XC007", "XC201") for f in found)
+
+
+# ----------------------------------------------------------------------------------------------------- steps
+
+
+def _on_text(sources: Iterable[Source]) -> Iterator[Finding]:
+    for source in sources:
+        for rule in _of(TextRule):
+            yield from rule.check(source)
+
+
+def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
+    experiment = resolve(written)
+    order(experiment)
+    for axis_rule in _of(AxisRule):
+        found += axis_rule.check(written, experiment)
+    swept, base = known_axes(written, experiment)
+    space, misfits = explore(swept, base)
+    found += misfits
+    for at in _points(swept, base, space, found):
+        found += _on_point(at)
+    for sweep_rule in _of(SweepRule):
+        found += sweep_rule.check(swept, base, space)
+    checked.needs = tuple(dict.fromkeys(_needs(written, experiment, space)))
+    for folder_rule in _of(FolderRule):
+        found += folder_rule.check(experiment, space) if not misfits else ()
+    checked.finished = not misfits
+
+
+_R = TypeVar("_R", bound=Rule)
+
+
+def _of(base: type[_R]) -> list[_R]:
+    return [rule() for rule in rules() if issubclass(rule, base)]
+
+
+def _on_point(at: Variant) -> Iterator[Finding]:
+    for spec_rule in _of(SpecRule):
+        yield from spec_rule.check(at.experiment)
+    for name, stage in at.experiment.stages.items():
+        if name not in at.condition.skips:
+            for stage_rule in _of(StageRule):
+                yield from stage_rule.check(stage, at)
+
+
+def _points(
+    written: Document, base: Experiment, space: Space, found: list[Finding]
+) -> Iterator[Variant]:
+    """Every structural variant; and, for the first of each condition, every telling value of the loops.
+
+    Loops move side by side, so a grid of any size costs no more than its longest axis.
+    """
+    yield from space.variants
+    rows = [_telling(axis) for axis in space.loops]
+    longest = max((len(row) for row in rows), default=0)
+    for condition in conditions(base):
+        first = next((v for v in space.variants if v.condition == condition), None)
+        for i in range(longest if first is not None else 0):
+            assert first is not None
+            moved = [
+                override
+                for axis, row in zip(space.loops, rows, strict=True)
+                if row
+                for override in axis.row(row[i % len(row)])
+            ]
+            point = _moved(written, first, moved, found)
+            if point is not None:
+                yield point
+
+
+def _moved(
+    written: Document, variant: Variant, moved: list[Override], found: list[Finding]
+) -> Variant | None:
+    try:
+        experiment = resolve(written, (*variant.overrides(), *moved))
+    except SpecError as error:
+        found += error.findings
+        return None
+    return replace(variant, experiment=experiment)
+
+
+def _telling(axis: Axis) -> list[int]:
+    """Rows worth a look: all of a short axis; of a long one the ends and, for each type of value, the extremes."""
+    count = len(axis.rows)
+    if count <= EVERY_ROW:
+        return list(range(count))
+    chosen = {0, count - 1}
+    for column in range(len(axis.paths)):
+        by_type: dict[type, list[int]] = {}
+        for index, row in enumerate(axis.rows):
+            by_type.setdefault(type(row[column]), []).append(index)
+        for indexes in by_type.values():
+            cells = [axis.rows[index][column] for index in indexes]
+            chosen |= {indexes[cells.index(min(cells))], indexes[cells.index(max(cells))]}
+    return sorted(chosen)
+
+
+# ------------------------------------------------------------------------------------------- what it rests on
+
+
+def _needs(written: Document, base: Experiment, space: Space) -> Iterator[Need]:
+    root = base.root
+    for source in written.sources:
+        yield "text", str(root / source.file)
+    for experiment in (base, *(variant.experiment for variant in space.variants)):
+        for stage in experiment.stages.values():
+            for use in stage.every_use():
+                yield from _code(use, root)
+            for start in getattr(stage.shape, "init", {}).values():
+                if start.file:
+                    yield "there", str(root / start.file)
+            for use in stage.every_use():
+                if isinstance(getattr(use.params, "file", None), str):
+                    yield "there", str(root / use.param("file"))
+    folder = root / "generated" / base.name
+    yield "text", str(folder / "expc.lock.json")
+    if folder.is_dir():
+        yield from (("text", str(file)) for file in sorted(folder.iterdir()) if file.is_file())
+
+
+def _code(use: Use, root: Path) -> Iterator[Need]:
+    """The file behind a component that did not come with this tool."""
+    if use.component.own:
+        try:
+            yield "text", str(find(use.component.target.split(":")[0], root))
+        except NotFound:
+            return
+    elif not use.component.params.__module__.startswith("expc."):
+        module = sys.modules[use.component.params.__module__]
+        if module.__file__:
+            yield "text", module.__file__
+
+
+__all__ = ["Checked", "check"]

@@ -1,0 +1,113 @@
+"""What a stage's losses and metrics compare, as its program says it: the typed edges that rules reason about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from expc.components.core import Column, Use
+from expc.components.data import columns_of
+from expc.experiment import Stage
+from expc.ir import Op, Port, Program, Value
+
+
+class Edge(NamedTuple):
+    """A loss or a metric: the answer it reads, as what, and the column it compares with."""
+
+    key: str
+    head: str
+    gives: Port
+    reads: Port
+    target: str
+    op: Op
+
+
+def terms(program: Program) -> list[Edge]:
+    """The loss terms of a program."""
+    return list(_edges(program, "term"))
+
+
+def metrics(program: Program) -> list[Edge]:
+    """The metrics of a program."""
+    return list(_edges(program, "metric"))
+
+
+def _edges(program: Program, kind: str) -> Iterator[Edge]:
+    listed = dict(program.feed.build.kwargs).get("columns", ())
+    names = listed if isinstance(listed, tuple) else ()
+    columns = {
+        value.name: str(name) for value, name in zip(program.feed.columns, names, strict=False)
+    }
+    for ops in (*(r.ops for r in program.routines), *(p.ops for p in program.phases)):
+        made = {op.out[0].name: op.ins[0] for op in ops if op.kind == "convert"}
+        for op in ops:
+            if op.kind != kind or len(op.ins) < 2:
+                continue
+            pred, target = op.ins[0], op.ins[1]
+            if isinstance(pred, Value) and isinstance(target, Value):
+                origin = made.get(pred.name, pred)
+                gives = origin if isinstance(origin, Value) else pred
+                name = columns.get(target.name, target.name)
+                yield Edge(str(op.path[-1]), gives.name, gives.port, pred.port, name, op)
+
+
+def column(stage: Stage, name: str) -> Column | None:
+    """What is known of a column of a stage's data."""
+    return columns_of(stage.uses["data"]).get(name) if "data" in stage.uses else None
+
+
+def logged_names(stage: Stage) -> dict[str, set[str]]:
+    """Split -> the names that a stage logs there."""
+    names: dict[str, set[str]] = {}
+    for key in stage.kind.logged(stage):
+        split, _, name = key.partition("/")
+        names.setdefault(split, set()).add(name)
+    return names
+
+
+def epoch_updates(stage: Stage) -> int | None:
+    """Batches in one epoch, where the number of rows is known."""
+    use = stage.uses.get("data")
+    rows = _rows(use) if use is not None else None
+    if use is None or rows is None:
+        return None
+    split = use.slot.split
+    train = rows - int(rows * split.val) - int(rows * split.test)
+    whole = train // use.slot.batch if use.slot.drop_last else math.ceil(train / use.slot.batch)
+    return max(1, whole)
+
+
+def _rows(use: Use) -> int | None:
+    return use.component.rows
+
+
+CLOCKS = ("epochs", "updates", "minutes")
+
+
+def span_of(clock: object) -> tuple[str, float] | None:
+    """The clock that a span of training names, and its amount."""
+    for name in CLOCKS:
+        amount = getattr(clock, name, None)
+        if amount is not None:
+            return name, amount
+    return None
+
+
+def in_updates(stage: Stage, span: tuple[str, float] | None) -> float | None:
+    """A span in batches, where that can be known."""
+    if span is None or span[0] == "minutes":
+        return None
+    if span[0] == "updates":
+        return span[1]
+    each = epoch_updates(stage)
+    return span[1] * each if each is not None else None
+
+
+def longer(stage: Stage, one: object, other: object) -> bool:
+    """Whether one span is known to be longer than another."""
+    a, b = span_of(one), span_of(other)
+    if a is not None and b is not None and a[0] == b[0]:
+        return a[1] > b[1]
+    left, right = in_updates(stage, a), in_updates(stage, b)
+    return left is not None and right is not None and left > right

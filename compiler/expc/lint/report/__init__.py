@@ -1,0 +1,1 @@
+"""Findings as text for people, as JSON lines for programs, as annotations for GitHub."""

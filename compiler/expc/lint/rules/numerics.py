@@ -1,0 +1,307 @@
+"""XC4: numbers: precision, rates, schedules, and knobs that turn nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from expc.components.core import Use
+from expc.experiment import Stage
+from expc.findings import Finding
+from expc.ir import ClassLogits
+from expc.lint.core import StageRule
+from expc.lint.readings import epoch_updates, in_updates, longer, metrics, span_of
+from expc.source import KeyPath
+from expc.sweep import Variant
+
+SMALLEST_HALF = 2.0**-24
+"""The smallest number above 0 that half precision has (subnormal); half of it or less becomes 0."""
+
+
+class EpsZeroInHalf(StageRule):
+    """An epsilon is 0 in half precision.
+
+    float16 has nothing between 0 and 6.0e-8, so 1e-8 guards nothing there: a distillation's first step was 0/0 = NaN at
+    every learning rate and with clipping, because AdamW's eps of 1e-8 was 0 in a net cast to half; a world model's
+    sampler drew log(0) about once in two thousand updates for the same reason. Neither was found for days.
+
+    ## Bad
+    ```yaml
+    optim: {use: adamw, lr: 1.0e-3, eps: 1.0e-8}
+    precision: 16-mixed
+    clip: 1.0
+    ```
+
+    ## Good
+    ```yaml
+    optim: {use: adamw, lr: 1.0e-3, eps: 1.0e-6}
+    precision: 16-mixed
+    clip: 1.0
+    ```
+    """
+
+    code, name = "XC401", "eps-zero-in-half"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        if getattr(stage.shape, "precision", None) != "16-mixed":
+            return
+        for use in stage.every_use():
+            for key in use.written:
+                value = use.param(key)
+                if "eps" in key.split("_") and isinstance(value, float) and _vanishes(value):
+                    yield self.finding(
+                        f"`{key}: {value:g}` of `{use.name}` is 0 in half precision",
+                        at.experiment.value(*use.path, key),
+                        why=f"float16 has nothing between 0 and {SMALLEST_HALF:.1e}: "
+                        "where it is used in half, it guards against nothing",
+                        help=f"use 1.0e-6 or more, or leave `{key}` out",
+                    )
+
+
+def _vanishes(value: float) -> bool:
+    return 0 < value < SMALLEST_HALF
+
+
+class RateTooHigh(StageRule):
+    """A learning rate is likely to diverge.
+
+    With momentum m the step settles at lr / (1 - m): 0.05 with momentum 0.9 moves weights as 0.5 would without. Adam
+    moves every weight by about lr a step, whatever the gradient. A small clip takes the danger away, and the finding.
+
+    ## Bad
+    ```yaml
+    optim: {use: sgd, lr: 0.05, momentum: 0.9}
+    ```
+
+    ## Good
+    ```yaml
+    optim: {use: sgd, lr: 0.05, momentum: 0.9}
+    clip: 1.0
+    ```
+    """
+
+    code, name, severity = "XC402", "rate-too-high", "warning"
+
+    SGD_LIMIT = 0.5
+    ADAM_LIMIT = 0.05
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        use = stage.uses.get("optim")
+        rate = getattr(use.params, "lr", None) if use is not None else None
+        if use is None or not isinstance(rate, int | float):
+            return
+        span = at.experiment.value(*use.path, "lr")
+        momentum = getattr(use.params, "momentum", None)
+        clipped = getattr(stage.shape, "clip", None) is not None
+        if isinstance(momentum, float) and not clipped:
+            effective = rate / (1 - momentum)
+            if effective > self.SGD_LIMIT * (1 - 1e-9):
+                with_ = (
+                    f" with momentum {momentum:g} moves like {effective:.2g}" if momentum else ""
+                )
+                yield self.finding(
+                    f"lr {rate:g}{with_}, and nothing clips it",
+                    span,
+                    why=f"steps of {self.SGD_LIMIT:g} and more diverge on most nets before a warm-up ends",
+                    help="add `clip: 1.0`, or lower the rate",
+                )
+        elif hasattr(use.params, "betas") and rate > self.ADAM_LIMIT:
+            yield self.finding(
+                f"lr {rate:g} moves every weight by about {rate:g} a step",
+                span,
+                why="Adam's step has the size of the rate, whatever the gradient; clipping does not change it",
+                help="3.0e-4 to 3.0e-3 is usual",
+            )
+
+
+class SixteenWithoutClip(StageRule):
+    """Half precision, and the gradient is not clipped.
+
+    float16 ends at 65,504. The loss scaler skips a step that overflows, but a gradient just below tears the weights.
+    bfloat16 has the range of float32 and needs none of this.
+
+    ## Bad
+    ```yaml
+    precision: 16-mixed
+    ```
+
+    ## Good
+    ```yaml
+    precision: 16-mixed
+    clip: 1.0
+    ```
+    """
+
+    code, name, severity = "XC403", "sixteen-without-clip", "warning"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        precision = getattr(stage.shape, "precision", None)
+        if precision == "16-mixed" and getattr(stage.shape, "clip", None) is None:
+            yield self.finding(
+                "`16-mixed` without `clip`",
+                at.experiment.value(*stage.path, "precision"),
+                why="float16 ends at 65,504; one large gradient is enough",
+                help="add `clip: 1.0`, or use `bf16-mixed`",
+            )
+
+
+class WarmupBeyondBudget(StageRule):
+    """The warm-up lasts as long as the budget, so the learning rate never arrives.
+
+    A teacher's schedule was over after 1,000 steps of a run ten times as long; this is the same mistake the other way
+    round. The rate on the page is not the rate that trains.
+
+    ## Bad
+    ```yaml
+    schedule: {use: cosine, warmup: {epochs: 12}}
+    ```
+
+    ## Good
+    ```yaml
+    schedule: {use: cosine, warmup: {epochs: 1}}
+    ```
+    """
+
+    code, name = "XC404", "warmup-beyond-budget"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        use = stage.uses.get("schedule")
+        until = getattr(stage.shape, "until", None)
+        warmup = getattr(use.params, "warmup", None) if use is not None else None
+        span = span_of(warmup)
+        if use is None or until is None or until.clock is None or span is None:
+            return
+        if not longer(stage, until.clock, warmup) and _comparable(stage, span, until.clock):
+            yield self.finding(
+                f"a warm-up of {span[1]:g} {span[0]} does not end before the stage does",
+                at.experiment.value(*use.path, "warmup", span[0]),
+                why="the learning rate on the page would never be reached",
+                help="a warm-up is usually 1 to 10 % of the budget",
+            )
+
+
+def _comparable(stage: Stage, span: tuple[str, float], clock: object) -> bool:
+    other = span_of(clock)
+    same = other is not None and other[0] == span[0]
+    return same or None not in (in_updates(stage, span), in_updates(stage, other))
+
+
+class AccumulateBeyondEpoch(StageRule):
+    """One optimizer step takes more batches than an epoch has.
+
+    Gradients of an epoch's end and of the next one's start are added up, and the weights move less than once an epoch.
+
+    ## Bad
+    ```yaml
+    accumulate: 50
+    ```
+
+    ## Good
+    ```yaml
+    accumulate: 2
+    ```
+    """
+
+    code, name, severity = "XC405", "accumulate-beyond-epoch", "warning"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        accumulate = getattr(stage.shape, "accumulate", 1)
+        batches = epoch_updates(stage)
+        if batches is not None and accumulate > batches:
+            yield self.finding(
+                f"a step takes {accumulate} batches, and an epoch has {batches}",
+                at.experiment.value(*stage.path, "accumulate"),
+                why="the weights would move less than once an epoch",
+                help=f"set it to {batches} or less, or use smaller batches",
+            )
+
+
+class DecayOnNorms(StageRule):
+    """Weight decay pulls on the scales of norm layers.
+
+    A scale that shrinks to 0 switches its channel off, and nothing in the loss says so.
+
+    ## Bad
+    ```yaml
+    optim: {use: adamw, lr: 3.0e-3, weight_decay: 0.1, decay: all}
+    ```
+
+    ## Good
+    ```yaml
+    optim: {use: adamw, lr: 3.0e-3, weight_decay: 0.1, decay: weights}
+    ```
+    """
+
+    code, name, severity = "XC406", "decay-on-norms", "warning"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        use = stage.uses.get("optim")
+        if use is None or getattr(use.slot, "decay", None) != "all":
+            return
+        normed = [name for name, part in stage.maps.get("model", {}).items() if _normed(part)]
+        if getattr(use.params, "weight_decay", 0) and normed:
+            yield self.finding(
+                f"weight decay pulls on the norm layers of `{normed[0]}`",
+                at.experiment.value(*use.path, "decay"),
+                why="a scale that shrinks to 0 switches its channel off",
+                help="use `decay: weights`",
+            )
+
+
+def _normed(use: Use) -> bool:
+    return "norm" in use.component.traits and bool(getattr(use.params, "norm", True))
+
+
+class DeadKnob(StageRule):
+    """A value is set, and what it belongs to is off.
+
+    A knob that turns nothing is worse than none: a sweep over it compares equal runs, and a paper reports it as a
+    choice. One world model had five of them (`max_seg_len`, `temp`, `imag_boundary` and two more).
+
+    ## Bad
+    ```yaml
+    until: {epochs: 12, patience: 4}
+    ```
+
+    ## Good
+    ```yaml
+    until: {epochs: 12}
+    ```
+    """
+
+    code, name = "XC407", "dead-knob"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        for path, off in _dead(stage, at):
+            place = at.experiment.where(*path)
+            if at.experiment.is_written(path) and place.origin != "sweep":
+                yield self.finding(
+                    f"`{path[-1]}` does nothing here: {off}",
+                    place.key,
+                    why="it reads like a choice, and the run is the same without it",
+                    help=f"leave `{path[-1]}` out, or turn on what it belongs to",
+                )
+
+
+def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str]]:
+    """Paths that are without effect, if somebody wrote them, and what is off."""
+    until = getattr(stage.shape, "until", None)
+    if until is not None and not until.metric:
+        for key in ("patience", "otherwise", "on", "mode"):
+            yield (*stage.path, "until", key), "`until` has no metric"
+    data = stage.uses.get("data")
+    if data is not None:
+        if not data.slot.split.val and not data.slot.split.test:
+            yield (*data.path, "split", "seed"), "no rows are held out"
+        first = next(iter(stage.maps.get("model", {}).values()), None)
+        for name in data.slot.inputs if first is not None else ():
+            if first is not None and first.component.inputs and name not in first.component.inputs:
+                part = first.path[-1]
+                yield (*data.path, "inputs", name), f"model part `{part}` takes no `{name}`"
+    optim = stage.uses.get("optim")
+    if optim is not None and not getattr(optim.params, "weight_decay", 0):
+        yield (*optim.path, "decay"), "weight decay is 0"
+    program = at.programs.get(stage.name)
+    for edge in metrics(program) if program is not None else ():
+        if edge.reads is ClassLogits:
+            yield (*edge.op.path, "threshold"), "the class with the most votes is the answer"
+            yield (*edge.op.path, "reads"), "the class with the most votes is the answer"
