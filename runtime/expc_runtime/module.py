@@ -313,7 +313,7 @@ class Module(pl.LightningModule):
     def measured(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Every figure of `measure` over ``batches``: eval mode, no gradients, one transfer.
 
-        Recorded scalars are means over rows; metrics are torchmetrics' over all rows.
+        Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows.
         """
         metrics = self.metrics()
         was_training = self.training
@@ -329,7 +329,7 @@ class Module(pl.LightningModule):
                 figures = records.means()
             if metrics:
                 values = torch.stack([m.compute().double() for m in metrics.values()]).tolist()
-                figures |= dict(zip(metrics, values, strict=True))
+                figures = dict(zip(metrics, values, strict=True)) | figures
             return figures
         finally:
             for metric in metrics.values():

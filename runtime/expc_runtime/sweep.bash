@@ -35,7 +35,8 @@ usage: $0 [--list | --status] [--only RUN-GLOB] [--jobs N] [--smoke]
   --only RUN-GLOB   only runs whose name matches
   --jobs N          N runs at a time (or JOBS=N)
   --smoke           two updates of each, in a folder of their own: does it run at all?
-environment: PYTHON, JOBS, EXPC_LAUNCHER=0 (no fork launcher), EXPC_GRACE (seconds from TERM to KILL)
+environment: PYTHON, JOBS, EXPC_LAUNCHER=0 (no fork launcher), EXPC_GRACE (seconds from TERM to KILL),
+             OMP_NUM_THREADS (a run's threads; its share of the cores when not set)
 USAGE
 }
 
@@ -54,6 +55,10 @@ sweep() {
     shift
   done
   [[ $jobs =~ ^[1-9][0-9]*$ ]] || { echo "sweep: JOBS is a number from 1, not '$jobs'" >&2; return 2; }
+  # Threads of runs that share the cores wait for each other: each run gets its share of them.
+  local cores
+  cores=$(getconf _NPROCESSORS_ONLN) || cores=1
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > jobs ? cores / jobs : 1 ))}
   local clerk=("$python" -m expc_runtime.sweep "$mode" "$experiment" "$folder" "$python" "${options[@]}")
   if [[ $mode != clerk ]]; then
     "${clerk[@]}" < <(plan)

@@ -586,6 +586,29 @@ def test_table_fits_120_columns(conditions: list[str], metrics: list[str], value
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_every_figure_of_the_last_split_has_a_column(tmp_path: Path) -> None:
+    names = [f"test/figure_{number}" for number in range(12)]
+    plan = [Task(1, "a,seed=0", "a", "0", "read", key="k")]
+    figures = dict.fromkeys(["val/figure_0", *names], 0.5)
+    result = Result(key="k", metrics=figures, floors=dict.fromkeys(names, 0.1))
+    fill(tmp_path, plan[0], Status(state="done", key="k", attempt=1, seconds=3.0), result)
+    text = table(plan, tmp_path)
+    assert all(name in text for name in names)
+    assert text.count("[0.1000]") == len(names)
+    assert "also recorded: val/figure_0" in text
+
+
+def test_a_remark_with_figures_of_its_own_is_said_once(tmp_path: Path) -> None:
+    plan = [Task(i, f"a,seed={i}", "a", str(i), "read", key=str(i)) for i in range(3)]
+    for task in plan:
+        warning = f"gate not met: val/accuracy\n  achieved: 0.9{task.seed}"
+        status = Status(state="done", key=task.key, attempt=1, seconds=3.0)
+        fill(tmp_path, task, status, finished(task.key, 0.9, 0.1, (warning,)))
+    text = table(plan, tmp_path)
+    assert text.count("gate not met") == 1
+    assert "and 2 more" in text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -88,7 +88,8 @@ class _Note:
     def __str__(self) -> str:
         more = f" and {self.count - 1} more" if self.count > 1 else ""
         log = f"\n    {self.log}" if self.log else ""
-        return f"{self.label} of {self.run}{more}:\n    {self.text}{log}"
+        text = self.text.replace("\n", "\n    ")
+        return f"{self.label} of {self.run}{more}:\n    {text}{log}"
 
 
 def table(tasks: Iterable[Task], root: Path) -> str:
@@ -105,10 +106,11 @@ def table(tasks: Iterable[Task], root: Path) -> str:
         status, result = standing(task, root)
         row.add(status, result)
         for label, text, log in _remarks(task, status, result, root):
-            note = notes.get((label, text)) or _Note(label, text, task.run, log)
+            head = text.partition("\n")[0]  # what follows are this run's own figures
+            note = notes.get((label, head)) or _Note(label, text, task.run, log)
             note.count += 1
             if len(notes) < _NOTES:
-                notes[label, text] = note
+                notes[label, head] = note
     parts = [_block(stage, list(rows.values())) for stage, rows in stages.items()]
     if notes:
         parts.append("\n".join(str(note) for note in notes.values()))
@@ -158,13 +160,18 @@ def _block(stage: str, rows: list[_Row]) -> str:
         ["tries", *(str(row.tries or "-") for row in rows)],
         ["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)],
     ]
-    fixed = sum(max(map(len, column)) + 2 for column in columns)
-    metrics, left_out = _metrics(rows, _WIDTH - fixed)
     left, right = columns[:2], columns[2:]
-    lines = _align([*left, *metrics, *right], numeric=range(1, 2 + len(metrics)))
-    head = f"{stage}: {counts}" + (f"   (all: {common})" if common else "")
-    tail = [f"  also recorded: {', '.join(left_out)}"] if left_out else []
-    return "\n".join(_clip(line) for line in [head, *lines, *tail])
+    figures, also = _metrics(rows)
+    lines = [f"{stage}: {counts}" + (f"   (all: {common})" if common else "")]
+    while True:
+        shown, figures = _fitting(figures, _WIDTH - _wide([*left, *right]))
+        lines += _align([*left, *shown, *right], numeric=range(1, len(left) + len(shown)))
+        if not figures:
+            break
+        left, right = columns[:1], []
+        lines.append("")
+    tail = [f"  also recorded: {', '.join(also)}"] if also else []
+    return "\n".join(_clip(line) for line in [*lines, *tail])
 
 
 def _conditions(conditions: list[str]) -> tuple[str, list[str]]:
@@ -178,21 +185,25 @@ def _conditions(conditions: list[str]) -> tuple[str, list[str]]:
     return ",".join(same), clipped
 
 
-def _metrics(rows: list[_Row], room: int) -> tuple[list[list[str]], list[str]]:
-    """The columns of figures that fit into ``room`` characters, and the names that do not."""
+def _metrics(rows: list[_Row]) -> tuple[list[list[str]], list[str]]:
+    """Columns of figures of the last split that was measured, and the names of the others."""
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
-    names.sort(key=lambda name: (not name.startswith("test/"), not name.startswith("val/")))
-    columns: list[list[str]] = []
-    left_out: list[str] = []
-    for name in names:
-        column = [name, *_figures([row.figures.get(name) for row in rows])]
-        width = max(map(len, column)) + 2
-        if left_out or width > room:
-            left_out.append(name)
-            continue
-        room -= width
-        columns.append(column)
-    return columns, left_out
+    splits = [split for split in ("test/", "val/", "") if any(n.startswith(split) for n in names)]
+    told = [name for name in names if splits and name.startswith(splits[0])]
+    columns = [[name, *_figures([row.figures.get(name) for row in rows])] for name in told]
+    return columns, [name for name in names if name not in told]
+
+
+def _wide(columns: list[list[str]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in columns)
+
+
+def _fitting(columns: list[list[str]], room: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The first columns that fit into ``room`` characters, one at least, and the rest."""
+    count = 1
+    while count < len(columns) and _wide(columns[: count + 1]) <= room:
+        count += 1
+    return columns[:count], columns[count:]
 
 
 def _figures(figures: list[_Figure | None]) -> list[str]:
