@@ -65,7 +65,7 @@ def fits(given: Port, wanted: Port) -> bool:
 class Flag:
     """A number the spec sets, by the name it has as a `Config` field and a command-line flag.
 
-    Lowerings carry flags, never their values: a flag changes no code.
+    Lowerings carry flags, never their values: a flag changes no code. `length` is that of a list which may have no other.
     """
 
     field: str
@@ -74,6 +74,7 @@ class Flag:
     span: Span
     section: str
     swept: bool = False
+    length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from expc import digest
 from expc.experiment import Experiment
@@ -120,14 +121,10 @@ def _file_labels(stage: str, made: list[_Made]) -> dict[str, str]:
     if len(made) == 1:
         return {made[0].structure: ""}
     uses = {one.structure: _uses(stage, one.variant.experiment) for one in made}
-    telling = [
-        path
-        for path in dict.fromkeys(path for found in uses.values() for path in found)
-        if len({found.get(path) for found in uses.values()}) > 1
-    ]
+    values = {one.structure: _swept(one.variant) for one in made}
     tries = [
-        {key: "_".join(slug(found[path].split(":")[-1]) for path in telling if path in found) for key, found in uses.items()},
-        {one.structure: "_".join(slug(axis.rows[i][0]) for axis, i in one.variant.rows) for one in made},
+        _telling({key: {path: name.split(":")[-1] for path, name in found.items()} for key, found in uses.items()}),
+        _telling(values),
         {one.structure: one.variant.condition.name for one in made},
         {one.structure: one.structure[:8] for one in made},
     ]  # fmt: skip
@@ -136,6 +133,24 @@ def _file_labels(stage: str, made: list[_Made]) -> dict[str, str]:
         if len(set(clean.values())) == len(clean) and all(clean.values()):
             return clean
     return tries[-1]
+
+
+def _swept(variant: Variant) -> dict[str, str]:
+    """The structural point of a variant: path -> value."""
+    return {
+        path: slug(value)
+        for axis, row in variant.rows
+        for path, value in zip(axis.paths, axis.rows[row], strict=True)
+    }
+
+
+def _telling(found: Mapping[str, Mapping[Any, str]]) -> dict[str, str]:
+    """For each key, its values at those places where the keys differ."""
+    places = dict.fromkeys(place for each in found.values() for place in each)
+    differ = [p for p in places if len({each.get(p) for each in found.values()}) > 1]
+    return {
+        key: "_".join(slug(each[p]) for p in differ if p in each) for key, each in found.items()
+    }
 
 
 def _identifier(label: str) -> str:

@@ -270,4 +270,4 @@ def number(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return repr(value)
-    return str(value)
+    return "none" if value is None else str(value)

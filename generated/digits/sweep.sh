@@ -8,7 +8,9 @@
 set -uo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." || exit 2 # the project root
 
+# shellcheck disable=SC2034 # the runner reads it
 experiment=digits
+# shellcheck disable=SC2034
 folder=generated/digits
 seeds=(0 1 2)
 

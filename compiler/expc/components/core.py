@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from annotated_types import MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict
 
 from expc.ir import Port
@@ -89,6 +90,14 @@ class Use:
         """The default of a parameter; None when there is no such parameter, or it has none."""
         info = self.component.params.model_fields.get(name)
         return info.get_default() if info is not None and not info.is_required() else None
+
+    def length(self, name: str) -> int | None:
+        """How many entries a list must have, where its declaration leaves no choice."""
+        info = self.component.params.model_fields.get(name)
+        marks = info.metadata if info is not None else []
+        least = {mark.min_length for mark in marks if isinstance(mark, MinLen)}
+        most = {mark.max_length for mark in marks if isinstance(mark, MaxLen)}
+        return next(iter(least & most), None)
 
     def param(self, name: str) -> Any:
         """The value of a parameter, written or default."""

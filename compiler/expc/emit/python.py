@@ -207,12 +207,17 @@ def _sections(flags: Sequence[Flag]) -> Iterator[Section]:
 
 def _field(flag: Flag) -> Line:
     mark = "  # *" if flag.swept else ""
-    return Line(f"{flag.field}: {_type(flag.default)} = {literal(flag.default)}{mark}", flag.path)
+    return Line(
+        f"{flag.field}: {_type(flag.default, flag.length)} = {literal(flag.default)}{mark}",
+        flag.path,
+    )
 
 
-def _type(value: object) -> str:
+def _type(value: object, length: int | None = None) -> str:
     if isinstance(value, tuple):
         inner = {_type(item) for item in value}
+        if length is not None and len(inner) == 1:
+            return f"tuple[{', '.join([*inner] * length)}]"
         return f"tuple[{' | '.join(sorted(inner)) or 'int'}, ...]"
     return "None" if value is None else type(value).__name__
 

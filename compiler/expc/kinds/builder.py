@@ -75,7 +75,7 @@ class Builder:
         """Whether somebody set the path. Default values are never flags."""
         return self.experiment.is_written(self.path(*keys))
 
-    def flag(self, *keys: str | int) -> Operand:
+    def flag(self, *keys: str | int, length: int | None = None) -> Operand:
         """A scalar as the spec sets it: a flag when somebody wrote it, its value when nobody did."""
         path = self.path(*keys)
         value = _plain(self.experiment.tree.get(path))
@@ -84,7 +84,7 @@ class Builder:
             return None
         if not self.experiment.is_written(path) and path not in self.swept:
             return value
-        return self._flagged(path, value)
+        return self._flagged(path, value, length)
 
     def word(self, *keys: str | int) -> Operand:
         """A choice such as a precision, as text: a flag when somebody wrote it."""
@@ -94,12 +94,12 @@ class Builder:
             return value
         return self._flagged(path, value)
 
-    def _flagged(self, path: KeyPath, value: Operand) -> Flag:
+    def _flagged(self, path: KeyPath, value: Operand, length: int | None = None) -> Flag:
         if path not in self._flags:
             span = self.experiment.value(*path)
             section = str(path[2]) if len(path) > 3 else "training"
             swept = path in self.swept
-            self._flags[path] = Flag(self._fields[path], value, path, span, section, swept)
+            self._flags[path] = Flag(self._fields[path], value, path, span, section, swept, length)
         return self._flags[path]
 
     def weight(self, *keys: str | int) -> Flag | float | None:
@@ -123,14 +123,15 @@ class Builder:
         keys = self.keys(use.path)
         extra = [name for name in use.params.model_extra or {} if name not in use.written]
         return tuple(
-            (name, self._argument(*keys, name))
+            (name, self._argument(*keys, name, length=use.length(name)))
             for name in [*use.written, *extra]
             if name not in leave
         )
 
-    def _argument(self, *keys: str | int) -> Operand:
-        value = self.experiment.tree.get(self.path(*keys))
-        return _plain(self.static(*keys)) if isinstance(value, dict) else self.flag(*keys)
+    def _argument(self, *keys: str | int, length: int | None) -> Operand:
+        if isinstance(self.experiment.tree.get(self.path(*keys)), dict):
+            return _plain(self.static(*keys))
+        return self.flag(*keys, length=length)
 
     # --------------------------------------------------------------------------------------- statements
 
