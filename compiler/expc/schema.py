@@ -102,6 +102,8 @@ def _header(definitions: _Definitions) -> Json:
             }
         },
         "allOf": [_when("kind", name, {"$ref": f"#/$defs/{at}"}) for name, at in kinds.items()],
+        "if": {"not": {"required": ["kind"]}},
+        "then": {"anyOf": [{"$ref": f"#/$defs/{at}"} for at in kinds.values()]},
     }
     schema["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
     for key, at in _shared_slots(definitions):
@@ -116,15 +118,11 @@ def _stage(kind: str, definitions: _Definitions) -> str:
         at = _slot(slot, definitions)
         shared = key in Header.model_fields
         reference = {"$ref": f"#/$defs/{_PARTIAL if shared else ''}{at}"}
-        said = schema["properties"][key].get("description", "")
+        raw = schema["properties"][key]
         if slot.many:
-            schema["properties"][key] = {
-                "type": "object",
-                "additionalProperties": reference,
-                "description": said,
-            }
+            raw["additionalProperties"] = reference
         else:
-            schema["properties"][key] = {**reference, "description": said}
+            schema["properties"][key] = {**reference, "description": raw["description"]}
     schema["required"] = [k for k in schema["required"] if k not in Header.model_fields]
     definitions.found[f"stage_{kind}"] = schema
     return f"stage_{kind}"

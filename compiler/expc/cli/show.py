@@ -39,7 +39,8 @@ def command(spec: Path) -> int:
 
 
 def _lines(experiment: Experiment, swept: Mapping[KeyPath, Span]) -> Iterator[str]:
-    for text, origin in _map(experiment.tree.data, (), experiment, swept):
+    laid_over = {key: value for key, value in experiment.tree.data.items() if key != "extends"}
+    for text, origin in _map(laid_over, (), experiment, swept):
         yield f"{text:<{_COLUMN}}  # {origin}" if origin else text
 
 
@@ -76,4 +77,4 @@ def _flow(value: Any) -> str:
     text: str = yaml.safe_dump(
         value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
     )
-    return text.strip().removesuffix("\n...").strip()
+    return text.removesuffix("\n").removesuffix("\n...")
