@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from expc.build import Compiled
 from expc.components.core import Use
 from expc.findings import Span
 from expc.ir import Artifact, Block, Call, Flag, Name, Net, Op, Operand, Optim, Program, Value
+
+if TYPE_CHECKING:
+    from expc.build import Compiled
 
 STEPS = ("spec", "ir", "program", "plan")
 
