@@ -12,6 +12,7 @@ __all__ = [
     "CRASH",
     "FAILURES",
     "NO_SPACE",
+    "BadValue",
     "DiskFull",
     "Diverged",
     "GateNotMet",
@@ -36,6 +37,13 @@ class StageError(Exception):
 
     failure: ClassVar[str] = "crash"
     code: ClassVar[int] = CRASH
+
+
+class BadValue(StageError):
+    """A value that somebody gave, in the spec or as a flag, is one that can't be used."""
+
+    failure = "bad_value"
+    code = 2
 
 
 class GateNotMet(StageError):
@@ -88,6 +96,7 @@ class Preempted(StageError):
 
 
 _KNOWN: tuple[type[StageError], ...] = (
+    BadValue,
     GateNotMet,
     Diverged,
     MissingInput,

@@ -21,7 +21,7 @@ import torch
 from expc_runtime.checkpoint import Checkpoint, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.data.feed import Chunk, Feed, Split
-from expc_runtime.errors import CRASH, GateNotMet, Preempted, known
+from expc_runtime.errors import CRASH, BadValue, GateNotMet, Preempted, known
 from expc_runtime.export import columns_of
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
@@ -174,17 +174,25 @@ class Training:
 
     def run(self) -> int:
         """Prepare, train, measure, write the result; returns 0 or raises why not."""
-        device = _device(self.cfg.device)
-        origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
-        seed_all(self.cfg.seed)
-        self.feed.setup(device, self.cfg.seed)
         self.progress = progress(self.stage.folder.name)
         try:
-            self._make(device)
+            device, origin = self._prepare()
             self._train(device)
             return self._conclude(origin)
         finally:
             self.progress.close()
+
+    def _prepare(self) -> tuple[torch.device, dict[str, Any]]:
+        """Device, seeds, data, module. Nothing runs yet, so a ValueError is a value that does not fit."""
+        try:
+            device = _device(self.cfg.device)
+            origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
+            seed_all(self.cfg.seed)
+            self.feed.setup(device, self.cfg.seed)
+            self._make(device)
+        except ValueError as error:
+            raise BadValue(str(error)).with_traceback(error.__traceback__) from error
+        return device, origin
 
     def _make(self, device: torch.device) -> None:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
@@ -577,11 +585,15 @@ class _Told(pl.Callback):
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    if name == "auto":
+        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadValue(f"there is no device {name!r} here: {reason}") from error
+    return device
 
 
 def _trainer(device: torch.device, folder: Path, told: pl.Callback) -> pl.Trainer:

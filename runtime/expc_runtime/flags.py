@@ -7,9 +7,12 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-__all__ = ["Run", "parse"]
+from expc_runtime.errors import BadValue
+
+__all__ = ["Run", "parse", "start"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,16 @@ class Run:
 
 
 R = TypeVar("R", bound=Run)
+
+
+def start(main: Callable[[R], int], config: type[R]) -> int:
+    """Run ``main`` with the process's flags; a value that can't be used is told in a line, code 2."""
+    cfg = parse(config)
+    try:
+        return main(cfg)
+    except ValueError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return BadValue.code
 
 
 def parse(config: type[R], argv: Sequence[str] | None = None) -> R:

@@ -323,6 +323,16 @@ def test_a_gate_on_what_nobody_measures_is_an_error_that_says_what_is(
     assert "reads val/f1, but what is measured is val/even, val/right" in capsys.readouterr().out
 
 
+def test_a_value_that_cannot_be_used_is_a_line_and_no_traceback(
+    root: Path, read: ModuleType, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert read.main(read.Config(device="cuda:99", out="runs/far")) == 2
+    told = capfd.readouterr()
+    assert "failed(bad_value): there is no device 'cuda:99' here" in told.out
+    assert "Traceback" not in told.out + told.err
+    assert "Traceback" in (root / "runs/far/log").read_text()
+
+
 # Going on.
 
 

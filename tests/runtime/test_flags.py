@@ -1,5 +1,6 @@
 """A field of the config is a flag."""
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from expc_runtime.flags import Run, parse
+from expc_runtime.flags import Run, parse, start
 
 
 @dataclass(frozen=True)
@@ -91,3 +92,15 @@ def test_a_field_that_no_flag_can_say_is_refused() -> None:
 
     with pytest.raises(TypeError, match="table"):
         parse(Odd, [])
+
+
+def test_a_value_that_cannot_be_used_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(cfg: Run) -> int:
+        raise ValueError("batch=0: must be at least 1")
+
+    argv, sys.argv = sys.argv, ["read.py"]
+    try:
+        assert start(main, Run) == 2
+    finally:
+        sys.argv = argv
+    assert capsys.readouterr().err == "read.py: batch=0: must be at least 1\n"

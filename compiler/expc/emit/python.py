@@ -149,7 +149,7 @@ def python_file(
     """A module's text, piece by piece, for the template."""
     program = module.program
     imports = Imports(frozenset(own_root), {program.name, "Config", "main"})
-    for target in ("dataclasses:dataclass", "expc_runtime.flags:Run", "expc_runtime.flags:parse"):
+    for target in ("dataclasses:dataclass", "expc_runtime.flags:Run", "expc_runtime.flags:start"):
         imports.call(target)
     stem = module.file.removesuffix(".py")
     path = f"{folder}/{module.file}"
