@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from expc.findings import Span
@@ -35,30 +36,37 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+_ATOMS = frozenset({str, int, bool, type(None)})
+
+
 def _plain(node: Any, *, values: bool) -> Any:
-    if isinstance(node, Span):
+    kind = type(node)
+    if kind in _ATOMS:
+        return node
+    if kind is Span:
         return None
-    if isinstance(node, Flag):
+    if kind is float:
+        return repr(node)
+    if kind is Flag:
         default = _plain(node.default, values=values) if values else _kind(node.default)
         return ["flag", node.field, default]
-    if is_dataclass(node) and not isinstance(node, type):
-        return {
-            "is": type(node).__name__,
-            **{
-                item.name: _plain(getattr(node, item.name), values=values)
-                for item in fields(node)
-                if item.name not in _TEXT_ONLY and item.name not in ("span", "structural", "swept")
-            },
-        }
+    if kind is tuple or kind is list:
+        return [_plain(item, values=values) for item in node]
+    if is_dataclass(kind):
+        made = {name: _plain(getattr(node, name), values=values) for name in _telling(kind)}
+        return {"is": kind.__name__, **made}
     if isinstance(node, Mapping):
         return {str(key): _plain(value, values=values) for key, value in node.items()}
     if isinstance(node, frozenset):
         return sorted(map(str, node))
-    if isinstance(node, tuple | list):
-        return [_plain(item, values=values) for item in node]
-    if isinstance(node, float):
-        return repr(node)
     return node
+
+
+@cache
+def _telling(kind: Any) -> tuple[str, ...]:
+    """The fields of a dataclass that make a difference to what runs."""
+    left_out = {*_TEXT_ONLY, "span", "structural", "swept"}
+    return tuple(item.name for item in fields(kind) if item.name not in left_out)
 
 
 def _kind(value: object) -> str:

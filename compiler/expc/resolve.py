@@ -6,7 +6,7 @@ import builtins
 import keyword
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -346,8 +346,21 @@ def _with_defaults(
     tree: Tree, path: KeyPath, model: BaseModel, leave: frozenset[str] = frozenset()
 ) -> Tree:
     """The tree with a checked model's values in it: written ones as checked, defaults marked as such."""
-    data = dict(tree.get(path) or {})
     where = dict(tree.where)
+    data = _filled(tree, path, model, where, leave)
+    return Tree(tree.data, where).replaced(path, data)
+
+
+def _filled(
+    tree: Tree,
+    path: KeyPath,
+    model: BaseModel,
+    where: dict[KeyPath, Where],
+    leave: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    data = dict(tree.get(path) or {})
+    above = tree.at(path)
+    default = Where(above.key, above.value, "default")
     for name, info in type(model).model_fields.items():
         key = info.alias or name
         if key in leave:
@@ -355,16 +368,13 @@ def _with_defaults(
         value = getattr(model, name)
         here = (*path, key)
         if name not in model.model_fields_set:
-            place = tree.at(path)
-            where[here] = replace(place, origin="default")
+            where[here] = default
             data[key] = _plain(value)
         elif isinstance(value, BaseModel):
-            inner = _with_defaults(Tree(tree.data, where), here, value)
-            where = dict(inner.where)
-            data[key] = inner.get(here)
+            data[key] = _filled(tree, here, value, where)
         else:
             data[key] = _plain(value)
-    return Tree(tree.data, where).replaced(path, data)
+    return data
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,9 @@ from expc.components.core import Family, Params
 class Shape(BaseModel):
     """A closed, strict shape: unknown keys and silent conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 Raw = dict[str, Any]

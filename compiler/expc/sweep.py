@@ -175,8 +175,9 @@ def _variants(
         points = itertools.product(*(range(len(axis.rows)) for axis in chosen))
         for rows in itertools.islice(points, MAX_VARIANTS):
             at = tuple(zip(chosen, rows, strict=True))
+            moved = (*unwritten, *_overrides(condition, at))
             try:
-                experiment = resolve(document, (*unwritten, *_overrides(condition, at)))
+                experiment = resolve(document, moved) if moved else base
             except SpecError as error:
                 findings += error.findings
                 continue

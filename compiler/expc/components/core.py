@@ -17,7 +17,9 @@ Family = Literal["data", "model", "head", "loss", "metric", "optim", "schedule"]
 class Params(BaseModel):
     """Parameters of a component. Strict: what a user wrote is never coerced in silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 @dataclass(frozen=True, slots=True)

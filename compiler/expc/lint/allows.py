@@ -18,8 +18,8 @@ def apply(
     """
     covers: dict[tuple[str, int], list[Allow]] = {}
     for source in sources:
-        for allow in source.allows:
-            covers.setdefault((source.file, allow.line), []).append(allow)
+        for comment in source.allows:
+            covers.setdefault((source.file, comment.line), []).append(comment)
     used: set[Span] = set()
     for finding in findings:
         allow = _allowing(finding, covers)
@@ -27,8 +27,8 @@ def apply(
             yield finding
         else:
             used.add(allow.span)
-    for allow in sources[0].allows if sources else ():
-        yield from _problems(allow, sources[0], used=allow.span in used, finished=finished)
+    for comment in sources[0].allows if sources else ():
+        yield from _problems(comment, sources[0], used=comment.span in used, finished=finished)
 
 
 def _allowing(finding: Finding, covers: dict[tuple[str, int], list[Allow]]) -> Allow | None:

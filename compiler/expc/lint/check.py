@@ -25,6 +25,7 @@ from expc.lint.core import (
     rules,
 )
 from expc.lint.rules.sweeps import known_axes
+from expc.lint.rules.text import number_meant
 from expc.plan import order
 from expc.resolve import Document, Override, document, resolve
 from expc.signatures import NotFound, find
@@ -77,12 +78,15 @@ def check(path: Path, root: Path) -> Checked:
     checked = Checked(name_of(path, root))
     found: list[Finding] = []
     try:
-        checked.sources = _sources(path, root, found)
-        found += _on_text(checked.sources)
-        if not found_unreadable(found):
-            _on_spec(document(path, root), checked, found)
+        written = document(path, root)
+        checked.sources = written.sources
+        found += _on_text(written.sources)
+        _on_spec(_as_meant(written), checked, found)
     except SpecError as error:
         found += error.findings
+        if not checked.sources:
+            checked.sources = _alone(path, root)
+            found += _on_text(checked.sources)
     unique = {(f.code, f.span, f.message): f for f in reversed(_without_echoes(found))}
     kept = apply(checked.sources, unique.values(), finished=checked.finished)
     checked.findings = tuple(sorted(kept, key=lambda f: (f.span, f.code, f.message)))
@@ -95,21 +99,12 @@ def _without_echoes(found: Sequence[Finding]) -> list[Finding]:
     return [f for f in found if not (f.code == "XC103" and f.span in explained)]
 
 
-def _sources(path: Path, root: Path, found: list[Finding]) -> tuple[Source, ...]:
-    """The spec and those it extends; the spec alone when one of those can't be read."""
-    try:
-        return document(path, root).sources
-    except SpecError as error:
-        found += error.findings
+def _alone(path: Path, root: Path) -> tuple[Source, ...]:
+    """The spec without what it extends, when that is what can't be read."""
     try:
         return (read(path, root),)
     except SpecError:
         return ()  # said already
-
-
-def found_unreadable(found: Iterable[Finding]) -> bool:
-    """Whether reading already failed: then there is no document to go on with."""
-    return any(f.code in ("XC005", "XC006", "XC007", "XC201") for f in found)
 
 
 # ----------------------------------------------------------------------------------------------------- steps
@@ -121,9 +116,21 @@ def _on_text(sources: Iterable[Source]) -> Iterator[Finding]:
             yield from rule.check(source)
 
 
+def _as_meant(written: Document) -> Document:
+    """The document with every `3e-4` read as the number it was meant to be: it is told, and must hide nothing else."""
+    tree = written.tree
+    for source in written.sources:
+        for scalar in source.scalars:
+            meant = number_meant(scalar)
+            if meant and tree.get(scalar.path) == scalar.value:
+                tree = tree.replaced(scalar.path, float(meant))
+    return replace(written, tree=tree)
+
+
 def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
     experiment = resolve(written)
-    order(experiment)
+    circle = _circle(experiment)
+    found += circle
     for axis_rule in _of(AxisRule):
         found += axis_rule.check(written, experiment)
     swept, base = known_axes(written, experiment)
@@ -135,8 +142,17 @@ def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
         found += sweep_rule.check(swept, base, space)
     checked.needs = tuple(dict.fromkeys(_needs(written, experiment, space)))
     for folder_rule in _of(FolderRule):
-        found += folder_rule.check(experiment, space) if not misfits else ()
+        found += folder_rule.check(experiment, space) if not (misfits or circle) else ()
     checked.finished = not misfits
+
+
+def _circle(experiment: Experiment) -> tuple[Finding, ...]:
+    """Stages that wait for each other. Nothing else in lint needs their order."""
+    try:
+        order(experiment)
+    except SpecError as error:
+        return error.findings
+    return ()
 
 
 _R = TypeVar("_R", bound=Rule)

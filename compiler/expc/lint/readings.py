@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from expc.components.core import Column, Use
+from expc.components.core import Column
 from expc.components.data import columns_of
 from expc.experiment import Stage
 from expc.ir import Op, Port, Program, Value
@@ -69,17 +69,13 @@ def logged_names(stage: Stage) -> dict[str, set[str]]:
 def epoch_updates(stage: Stage) -> int | None:
     """Batches in one epoch, where the number of rows is known."""
     use = stage.uses.get("data")
-    rows = _rows(use) if use is not None else None
+    rows = use.component.rows if use is not None else None
     if use is None or rows is None:
         return None
     split = use.slot.split
-    train = rows - int(rows * split.val) - int(rows * split.test)
-    whole = train // use.slot.batch if use.slot.drop_last else math.ceil(train / use.slot.batch)
-    return max(1, whole)
-
-
-def _rows(use: Use) -> int | None:
-    return use.component.rows
+    train: int = rows - int(rows * split.val) - int(rows * split.test)
+    batch: int = use.slot.batch
+    return max(1, train // batch if use.slot.drop_last else math.ceil(train / batch))
 
 
 CLOCKS = ("epochs", "updates", "minutes")

@@ -44,13 +44,18 @@ def _block(finding: Finding, report: FileReport, paint) -> str:  # type: ignore[
             f"{bar} {paint(_caret(span, text), report.severity(finding))}",
         ]
     equals = paint(" " * wide + " =", "place")
-    lines += [f"{equals} note: {note.text} ({note.span})" for note in finding.notes]
+    lines += [f"{equals} note: {note.text} ({_second(note.span, span)})" for note in finding.notes]
     if finding.why:
         lines.append(f"{equals} note: {finding.why}")
     if finding.help:
         mends = "   [fix available]" if any(edit.safe for edit in finding.fix) else ""
         lines.append(f"{equals} help: {finding.help}{mends}")
     return "\n".join(lines) + "\n"
+
+
+def _second(place: Span, first: Span) -> str:
+    """A second place; its file goes without saying when it is the first one's."""
+    return f"{place.line}:{place.col}" if place.file == first.file else str(place)
 
 
 def _caret(span: Span, text: str) -> str:

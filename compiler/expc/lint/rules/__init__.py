@@ -1,5 +1,9 @@
 """Every rule, by family. Importing this package registers them."""
 
-from expc.lint.rules import losses, numerics, output, shape, stages, sweeps, text
-
-__all__ = ["losses", "numerics", "output", "shape", "stages", "sweeps", "text"]
+import expc.lint.rules.losses
+import expc.lint.rules.numerics
+import expc.lint.rules.output
+import expc.lint.rules.shape
+import expc.lint.rules.stages
+import expc.lint.rules.sweeps
+import expc.lint.rules.text  # noqa: F401

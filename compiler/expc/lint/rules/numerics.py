@@ -49,7 +49,7 @@ class EpsZeroInHalf(StageRule):
                 value = use.param(key)
                 if "eps" in key.split("_") and isinstance(value, float) and _vanishes(value):
                     yield self.finding(
-                        f"`{key}: {value:g}` of `{use.name}` is 0 in half precision",
+                        f"`{key}: {value:.1e}` of `{use.name}` is 0 in half precision",
                         at.experiment.value(*use.path, key),
                         why=f"float16 has nothing between 0 and {SMALLEST_HALF:.1e}: "
                         "where it is used in half, it guards against nothing",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from expc import digest
 from expc.experiment import Experiment
-from expc.findings import Finding, Span, SpecError
+from expc.findings import Finding, Span
 from expc.lint.core import FolderRule
-from expc.plan import plan
 from expc.sweep import Space
 
 LOCK = "expc.lock.json"
@@ -69,16 +68,7 @@ class Stale(FolderRule):
         lock = _lock(experiment)
         if lock is None or lock.get("spec") != experiment.file:
             return
-        try:
-            modules = {module.file: module.digest for module in plan(experiment, space).modules}
-        except SpecError:
-            return  # said by the compile
-        there = {
-            name: entry["program"] for name, entry in lock["files"].items() if "program" in entry
-        }
-        changed = sorted(
-            name for name in {*modules, *there} if modules.get(name) != there.get(name)
-        )
+        changed = sorted(_changed(lock["files"], space))
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             yield self.finding(
@@ -87,6 +77,22 @@ class Stale(FolderRule):
                 why="a run by hand would train what the spec no longer says",
                 help=f"`expc compile {experiment.file}`",
             )
+
+
+def _changed(files: Mapping[str, Any], space: Space) -> set[str]:
+    """Files whose program no variant has any more, and stages with a program that no file has."""
+    there = {entry["program"]: name for name, entry in files.items() if "program" in entry}
+    structures = {entry.get("structure") for entry in files.values()}
+    seen: set[str] = set()
+    new: set[str] = set()
+    for variant in space.variants:
+        for stage, program in variant.programs.items():
+            identity = digest.identity(program)
+            if identity in there:
+                seen.add(there[identity])
+            elif digest.structure(program) not in structures:
+                new.add(f"{stage}.py")
+    return {*there.values()} - seen | new
 
 
 class HandEdited(FolderRule):

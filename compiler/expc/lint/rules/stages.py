@@ -93,7 +93,7 @@ class UnloggedMonitor(StageRule):
             f"{what} watches `{key}`, which stage `{stage.name}` does not log",
             span,
             why="it would wait for a number that never comes",
-            help=f"{hint} (logged: {listed(choices)})" if hint else f"logged: {listed(choices)}",
+            help=f"{hint} (logged: {listed(choices, 5)})" if hint else f"logged: {listed(choices)}",
             fix=(Edit(span, hint.split("`")[1]),) if hint else (),
         )
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Edit, Finding, Note, Span, listed, suggest
 from expc.lint.core import AxisRule, SweepRule, ToldRule
 from expc.resolve import Document, spec_path
 from expc.source import KeyPath
-from expc.sweep import Axis, Space, Variant, axes
+from expc.sweep import Axis, Space, axes
 
 
 class UnknownAxis(AxisRule):
@@ -170,8 +169,7 @@ class DeadAxis(SweepRule):
 
     def check(self, document: Document, experiment: Experiment, space: Space) -> Iterator[Finding]:
         for axis in (*space.loops, *space.structural):
-            dead = _no_flag(axis, space) if axis in space.loops else _no_program(axis, space)
-            if dead and len(axis.rows) > 1 and space.variants:
+            if space.variants and len(axis.rows) > 1 and not _read(axis, space):
                 places = [document.tree.at(("sweep", axis.kind, path)).key for path in axis.paths]
                 named = " and ".join(f"`{path}`" for path in axis.paths)
                 yield self.finding(
@@ -182,26 +180,15 @@ class DeadAxis(SweepRule):
                 )
 
 
-def _no_flag(axis: Axis, space: Space) -> bool:
-    where = set(axis.where)
-    return not any(
-        flag.path in where
-        for variant in space.variants
-        for program in variant.programs.values()
-        for flag in program.flags
+def _read(axis: Axis, space: Space) -> bool:
+    """Whether a lowering looked at what the axis sets, or made a flag of it."""
+    programs = [p for variant in space.variants for p in variant.programs.values()]
+    seen = {path for p in programs for path in (*p.structural, *(flag.path for flag in p.flags))}
+    return any(
+        path[: len(each)] == each or each[: len(path)] == path
+        for path in axis.where
+        for each in seen
     )
-
-
-def _no_program(axis: Axis, space: Space) -> bool:
-    groups: dict[object, set[object]] = {}
-    for variant in space.variants:
-        rest = tuple((id(each), row) for each, row in variant.rows if each is not axis)
-        groups.setdefault((variant.condition.name, rest), set()).add(_identity(variant))
-    return all(len(programs) == 1 for programs in groups.values())
-
-
-def _identity(variant: Variant) -> object:
-    return tuple(digest.identity(program) for program in variant.programs.values())
 
 
 class TooManyFiles(ToldRule):

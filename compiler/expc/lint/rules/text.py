@@ -37,9 +37,8 @@ class ExponentWithoutPoint(TextRule):
 
     def check(self, source: Source) -> Iterator[Finding]:
         for scalar in source.scalars:
-            match = _EXPONENT.match(scalar.text) if scalar.plain else None
-            if match and isinstance(scalar.value, str) and (match["whole"] or match["part"]):
-                meant = _with_point(match)
+            meant = number_meant(scalar)
+            if meant:
                 yield self.finding(
                     f"`{scalar.text}` is text, not a number",
                     scalar.span,
@@ -49,7 +48,11 @@ class ExponentWithoutPoint(TextRule):
                 )
 
 
-def _with_point(match: re.Match[str]) -> str:
+def number_meant(scalar: Scalar) -> str:
+    """The number, as YAML writes it, that a text such as `3e-4` was meant to be; empty for any other scalar."""
+    match = _EXPONENT.match(scalar.text) if scalar.plain else None
+    if match is None or not isinstance(scalar.value, str) or not (match["whole"] or match["part"]):
+        return ""
     power = match["power"]
     signed = power if power[0] in "+-" else f"+{power}"
     return f"{match['sign']}{match['whole'] or '0'}.{match['part'] or '0'}e{signed}"
