@@ -85,8 +85,14 @@ def find(module: str, root: Path) -> Path:
     )
 
 
-@cache
 def _parsed(file: Path) -> ast.Module:
+    seen = file.stat()
+    return _parsed_at(file, seen.st_mtime_ns, seen.st_size)
+
+
+@cache
+def _parsed_at(file: Path, moment: int, size: int) -> ast.Module:
+    """A file as it was at a moment: an edit is read anew."""
     try:
         return ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
