@@ -35,7 +35,8 @@ def linted(spec: Path) -> tuple[Finding, ...]:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
 def test_page(rule: type[Rule], tmp_path: Path) -> None:
     bad, good = cases(rule)
-    (tmp_path / "bad").mkdir(), (tmp_path / "good").mkdir()
+    for name in ("bad", "good"):
+        (tmp_path / name).mkdir()
     spec = project(tmp_path / "bad", bad)
     found = linted(spec)
     assert rule.code in {finding.code for finding in found}

@@ -221,6 +221,8 @@ class Builder:
         return None
 
     def _misfit(self, use: Use, pred: Value, target: Value, forms: Sequence[Form]) -> Finding:
+        if not forms:
+            return self._unreadable(use)
         place = self.experiment.value(*use.path, "use")
         family = use.component.family
         wanted = list(dict.fromkeys(form.takes[0].says for form in forms))
@@ -245,6 +247,18 @@ class Builder:
             help=self._help_for(pred, wanted, place_of_head),
             notes=(Note(place_of_head, f"head `{pred.name}` gives {pred.port.says} here"),),
             spans=(place_of_head,),
+        )
+
+    def _unreadable(self, use: Use) -> Finding:
+        """The spec says that a component reads what it has no form for."""
+        takes = list(dict.fromkeys(form.takes[0].says for form in use.component.forms))
+        stated = self.experiment.tree.get((*use.path, "reads"))
+        return Finding(
+            "XC301",
+            f"`{use.name}` can't read `{stated}`: it reads {_either(takes)}",
+            self.experiment.value(*use.path, "reads"),
+            why="it would measure numbers that mean something else",
+            help="leave `reads` out, or use a component that reads it",
         )
 
     def _help_for(self, pred: Value, wanted: list[str], place: Span) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +36,9 @@ from expc.sweep import Axis, Space, Variant, conditions, explore
 
 EVERY_ROW = 16
 """Axes up to this length are checked at every value, longer ones at their ends and extremes."""
+
+EVERY_POINT = 12
+"""Grids up to this size are checked at every point."""
 
 
 @dataclass
@@ -174,26 +179,32 @@ def _on_point(at: Variant) -> Iterator[Finding]:
 def _points(
     written: Document, base: Experiment, space: Space, found: list[Finding]
 ) -> Iterator[Variant]:
-    """Every structural variant; and, for the first of each condition, every telling value of the loops.
-
-    Loops move side by side, so a grid of any size costs no more than its longest axis.
-    """
+    """Every structural variant; and, for the first of each condition, telling values of the loops."""
     yield from space.variants
-    rows = [_telling(axis) for axis in space.loops]
-    longest = max((len(row) for row in rows), default=0)
-    for condition in conditions(base):
+    places = list(_places_of(space.loops))
+    for condition in conditions(base) if places else ():
         first = next((v for v in space.variants if v.condition == condition), None)
-        for i in range(longest if first is not None else 0):
-            assert first is not None
-            moved = [
-                override
-                for axis, row in zip(space.loops, rows, strict=True)
-                if row
-                for override in axis.row(row[i % len(row)])
-            ]
-            point = _moved(written, first, moved, found)
+        for rows in places if first is not None else ():
+            cells = zip(space.loops, rows, strict=True)
+            moved = [override for axis, row in cells for override in axis.row(row)]
+            point = _moved(written, first, moved, found) if first is not None else None
             if point is not None:
                 yield point
+
+
+def _places_of(loops: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
+    """Rows of every loop: all combinations of a small grid; in a larger one loops move side by side.
+
+    So a grid of any size costs no more than its longest axis.
+    """
+    rows = [_telling(axis) for axis in loops if axis.rows]
+    if not rows or len(rows) < len(loops):
+        return
+    if math.prod(map(len, rows)) <= EVERY_POINT:
+        yield from itertools.product(*rows)
+        return
+    for i in range(max(map(len, rows))):
+        yield tuple(row[i % len(row)] for row in rows)
 
 
 def _moved(

@@ -76,11 +76,12 @@ def _written_paths(experiment: Experiment) -> Iterator[tuple[KeyPath, str]]:
 def _unknown(document: Document, experiment: Experiment) -> Iterator[tuple[KeyPath, str]]:
     """Paths of the sweep that lead nowhere. A path below a component that the sweep itself picks is left to it."""
     every = list(_written_paths(experiment))
-    picked = {spec_path(path.removesuffix(".use")) for _, path in every}
+    picked = {(path, spec_path(path.removesuffix(".use"))) for _, path in every}
     for where, path in every:
         target = spec_path(path)
+        above = {target[:n] for n in range(1, len(target))}
         if target in experiment.tree.where or any(
-            target[:n] in picked for n in range(1, len(target))
+            other != path and place in above for other, place in picked
         ):
             continue
         depth = next(

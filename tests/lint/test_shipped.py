@@ -1,0 +1,189 @@
+"""The specs we ship: clean where they are meant to be, found out where they are not, and mutated one fault at a time."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from expc.findings import Finding
+from expc.lint.check import check
+from expc.lint.core import Rule, ToldRule, rules
+from expc.lint.engine import fix_file
+
+ROOT = Path(__file__).parents[2]
+DIGITS = (ROOT / "specs" / "digits.yaml").read_text()
+SPECS = sorted((ROOT / "specs").glob("*.yaml"))
+CLEAN = [spec for spec in SPECS if not spec.stem.endswith(("_as_feared", "_as_reported"))]
+FAULTY = [spec for spec in SPECS if spec not in CLEAN]
+
+
+def found(spec: Path, root: Path) -> list[Finding]:
+    """Findings, but for those about the generated folder: whether that is fresh is another test's business."""
+    return [finding for finding in check(spec, root).findings if finding.code[:3] != "XC9"]
+
+
+def lines(findings: list[Finding]) -> list[str]:
+    return [f"{f.span.line}:{f.span.col} {f.code} {f.message}" for f in findings]
+
+
+@pytest.mark.parametrize("spec", CLEAN, ids=lambda spec: spec.stem)
+def test_clean(spec: Path) -> None:
+    assert lines(found(spec, ROOT)) == []
+
+
+@pytest.mark.parametrize("spec", FAULTY, ids=lambda spec: spec.stem)
+def test_faulty_says_what_the_file_beside_it_says(spec: Path) -> None:
+    """Every fault of the spec is told in one run: none of them hides another."""
+    expected = spec.with_name(f"{spec.stem}.findings.txt").read_text().splitlines()
+    assert lines(found(spec, ROOT)) == expected
+
+
+def test_fix_mends_what_is_safe(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "specs" / "digits_as_feared.yaml", tmp_path / "feared.yaml")
+    (tmp_path / "pyproject.toml").write_text("")
+    spec = tmp_path / "feared.yaml"
+    before = spec.read_text().splitlines()
+    done = fix_file(spec)
+    after = spec.read_text().splitlines()
+    changed = [(old, new) for old, new in zip(before, after, strict=True) if old != new]
+    assert changed == [
+        (
+            "    optim: {use: adamw, lr: 3e-3, eps: 1.0e-8}",
+            "    optim: {use: adamw, lr: 3.0e-3, eps: 1.0e-8}",
+        ),
+        ("    compile: no", "    compile: false"),
+        ("    monitor: {best: val/acuracy}", "    monitor: {best: val/accuracy}"),
+        ("      digit: {use: linear_head, out: 9}", "      digit: {use: linear_head, out: 10}"),
+        ("  seeds: [0, 1, 2, 2]", "  seeds: [0, 1, 2]"),
+    ]
+    assert len(done) == len(changed)
+    mended = {"XC001", "XC002", "XC203", "XC309", "XC505"}
+    left = {finding.code for finding in found(spec, tmp_path)}
+    assert left == {"XC301", "XC306", "XC401", "XC402", "XC208", "XC502"}
+    assert not mended & left
+    assert fix_file(spec) == ()
+
+
+MUTATIONS = [
+    ("lr: 3.0e-3,", "lr: 3e-3,", "XC001"),
+    ("clip: 1.0", "compile: off", "XC002"),
+    ("clip: 1.0", "clip: 1:30", "XC003"),
+    ("clip: 1.0", "clip: 1.0\n    clip: 2.0", "XC004"),
+    ("optim: {use: adamw,", "optim: {<<: {use: adamw},", "XC005"),
+    ("clip: 1.0", "clip: [1.0", "XC006"),
+    ("clip: 1.0", "clip: 1.0  # expc: allow rate-too-high", "XC008"),
+    ("clip: 1.0", "clip: 1.0  # expc: allow rate-too-high -- tried", "XC009"),
+    ("clip: 1.0", "clip: 1.0  # expc: allow rate-to-high -- tried", "XC010"),
+    ("weight: 1.0}", "wieght: 1.0}", "XC101"),
+    ("batch: 64, ", "", "XC102"),
+    ("batch: 64, ", "batch: 64.5, ", "XC103"),
+    ("{use: conv_net,", "{use: conv_nett,", "XC104"),
+    ("  read:", "  class:", "XC105"),
+    ("{use: brier, of: loop}", "{use: ownlab:Nothing, of: loop}", "XC106"),
+    ("about: ", "about: ghp_0123456789abcdefghijklmnop ", "XC107"),
+    ("name: digits", "name: digits\nextends: nowhere.yaml", "XC201"),
+    ("clip: 1.0", "init: {backbone: {from: read}}", "XC202"),
+    ("best: val/accuracy", "best: val/acuracy", "XC203"),
+    ("metric: accuracy, at", "metric: acuracy, at", "XC203"),
+    ("clip: 1.0", "init: {backbone: {from: raed}}", "XC204"),
+    ("clip: 1.0", "init: {backbone: {file: no.safetensors}}", "XC205"),
+    ("metric: accuracy, at", "metric: accuracy, on: train, at", "XC206"),
+    ("val: 0.2, ", "", "XC207"),
+    ("metric: accuracy, at_least: 0.97", "metric: loop_brier, at_most: 0.25", "XC208"),
+    ("budget: {epochs: 12}, ", "", "XC209"),
+    ("at_least: 0.97, ", "", "XC209"),
+    ("budget: {epochs: 12}", "budget: {epochs: 12, minutes: 5}", "XC209"),
+    ("at_least: 0.97", "at_least: 0.97, patience: 12", "XC210"),
+    ("clip: 1.0", "checkpoint: {every: {epochs: 13}}", "XC211"),
+    ("clip: 1.0", "checkpoint: {every: {updates: 10000}}", "XC211"),
+    ("    monitor: {best: val/accuracy}\n", "", "XC212"),
+    ("clip: 1.0", "init: {bakbone: {file: pyproject.toml}}", "XC213"),
+    ("{use: linear_head, out: 1}", "{use: linear_head, out: 1, gives: prob}", "XC301"),
+    ("{use: brier, of: loop}", "{use: brier, of: loop, reads: logits}", "XC301"),
+    ("      loop: {use: bce, weight: 1.0}\n", "", "XC302"),
+    ("of: loop}", "of: lop}", "XC303"),
+    ("weight: 1.0}", "weight: 1.0, target: loops}", "XC304"),
+    ("weight: 1.0}", "weight: 0.0}", "XC305"),
+    ("{use: brier, of: loop}", "{use: f1, of: loop, threshold: 0.0}", "XC306"),
+    ("{use: brier, of: loop}", "{use: f1, of: loop, threshold: 1.5}", "XC306"),
+    ("{use: brier, of: loop}", "{use: f1, of: loop, reads: logits}", "XC306"),
+    ("weight: 1.0}", "weight: 1.0}\n      square: {use: mse, of: loop, target: loop}", "XC307"),
+    ("{use: cross_entropy}", "{use: cross_entropy, target: even}", "XC308"),
+    ("out: 10}", "out: 11}", "XC309"),
+    ("linear_head, out: 1}", "linear_head, out: 2}", "XC309"),
+    ("loop_brier: {use", "loop: {use", "XC310"),
+    ("    read.loss.loop.use: [bce, mse]", "    read.optim.eps: [1.0e-8]", ""),
+    ("use: bce, weight: 1.0", "use: mse", ""),
+    ("{use: adamw,", "{use: adamw, eps: 1.0e-8,", ""),
+    ("[32, bf16-mixed]", "[32, 16-mixed]", ""),
+    ("[32, bf16-mixed]", "[32, 16-mixed]\n    read.optim.eps: [1.0e-8, 1.0e-4]", "XC401"),
+    ("lr: [1.0e-3, 3.0e-3]", "lr: [1.0e-3, 0.3]", "XC402"),
+    ("    clip: 1.0", "    precision: 16-mixed", "XC403"),
+    ("warmup: {epochs: 1}", "warmup: {epochs: 12}", "XC404"),
+    ("warmup: {epochs: 1}", "warmup: {updates: 1000}", "XC404"),
+    ("clip: 1.0", "accumulate: 100", "XC405"),
+    ("weight_decay: 0.01}", "weight_decay: 0.01, decay: all}", "XC406"),
+    ("until: {metric: accuracy, at_least: 0.97, budget: {epochs: 12}, otherwise: warn}",
+     "until: {epochs: 12, otherwise: warn}", "XC407"),
+    ("{use: accuracy, of: digit}", "{use: accuracy, of: digit, threshold: 0.5}", "XC407"),
+    ("split: {val", "inputs: {pixels: image}, split: {val", "XC407"),
+    ("read.optim.lr:", "read.optim.rate:", "XC501"),
+    ("read.optim.lr:", "raed.optim.lr:", "XC501"),
+    ("read.optim.lr: [1.0e-3, 3.0e-3]", "read.until.on: [val, train]", "XC206"),
+    ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n    read.until.budget.minutes: [1, 2]", "XC209"),
+    ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "XC505"),
+    ("lr: [1.0e-3, 3.0e-3]", "lr: [1.0e-3, 1.0e-3]", "XC505"),
+    ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n  exclude: [{read.optim.lr: 5.0e-3}]", "XC506"),
+    ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n  exclude: [{condition: slow}]", "XC506"),
+    ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n  zip: {read.clip: [1.0, 2.0], read.data.batch: [32]}",
+     "XC507"),
+    ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n  conditions: {slow: {read.optim.lr: 1.0e-4}}", "XC508"),
+    ("lr: [1.0e-3, 3.0e-3]", "lr: [1.0e-3, -3.0e-3]", "XC103"),
+    ("lr: [1.0e-3, 3.0e-3]", "lr: [1.0e-3, 3e-3]", "XC001"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"), MUTATIONS, ids=[f"{c or 'clean'}-{n}" for _, n, c in MUTATIONS]
+)
+def test_a_fault_in_a_shipped_spec_is_found(old: str, new: str, code: str, tmp_path: Path) -> None:
+    text = re.sub(r"(read\.optim\.lr:) \[.*\]", r"\1 [1.0e-3, 3.0e-3]", DIGITS)
+    assert old in text
+    spec = tmp_path / "specs" / "digits.yaml"
+    spec.parent.mkdir()
+    (tmp_path / "pyproject.toml").write_text("")
+    spec.write_text(text.replace(old, new, 1))
+    codes = {finding.code for finding in check(spec, tmp_path).findings}
+    assert code in codes if code else not codes
+
+
+def test_every_rule_fires_on_a_shipped_spec() -> None:
+    """All but those that need another file, a wide head, two stages, or a sweep of many modules."""
+    elsewhere = {"XC007", "XC214", "XC311", "XC312", "XC502", "XC503"}
+    fired = {code for _, _, code in MUTATIONS} | elsewhere
+    missing = [rule.code for rule in rules() if rule.code not in fired and rule.code[:3] != "XC9"]
+    assert missing == []
+
+
+def test_told_rules_can_not_be_allowed(tmp_path: Path) -> None:
+    """An allow over a fault that stops the compile would only hide it."""
+    told = [rule for rule in rules() if issubclass(rule, ToldRule)]
+    assert Rule.registry["XC301"] in told
+    faulty = DIGITS.replace("out: 1}", "out: 1, gives: prob}").replace(
+        "weight: 1.0}", "weight: 1.0}  # expc: allow bce-on-probabilities -- to see what happens"
+    )
+    spec = tmp_path / "digits.yaml"
+    spec.write_text(faulty)
+    assert {finding.code for finding in check(spec, tmp_path).findings} == {"XC301", "XC009"}
+
+
+def test_an_allow_with_a_reason_silences_its_line_alone(tmp_path: Path) -> None:
+    spec = tmp_path / "digits.yaml"
+    faulty = DIGITS.replace("weight: 1.0}", "weight: 0.0}  # expc: allow weight-zero -- a control")
+    spec.write_text(faulty)
+    assert check(spec, tmp_path).findings == ()
+    spec.write_text(faulty.replace("clip: 1.0", "accumulate: 100"))
+    assert [finding.code for finding in check(spec, tmp_path).findings] == ["XC405"]
