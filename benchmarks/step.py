@@ -22,9 +22,7 @@ import importlib.util
 import logging
 import math
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +41,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.project import ROOT, compile_in
 from benchmarks.ratios import Verdict, in_turn, ratio, report, speed_up
 from expc_runtime.clocks import Updates
 from expc_runtime.data.digits import Digits
@@ -50,7 +49,6 @@ from expc_runtime.data.feed import Chunk, Feed
 from expc_runtime.fit import fit
 from expc_runtime.gates import Until
 
-ROOT = Path(__file__).resolve().parent.parent
 LR = 0.003
 TOTAL, WARM_UP = 100_000, 50  # steps of the schedule, the same for everyone
 CHUNK = 20
@@ -117,8 +115,11 @@ class Size:
 
     def generated(self, folder: Path) -> Any:
         """The generated module, imported from its file."""
-        made = self.program == "tell"
-        file = compiled(folder) if made else ROOT / "generated/digits/read_bce.py"
+        if self.program == "read":
+            file = ROOT / "generated/digits/read_bce.py"
+        else:
+            text = (ROOT / "benchmarks/even.yaml").read_text()
+            file = compile_in(folder, "even", text) / "tell.py"
         spec = importlib.util.spec_from_file_location(file.stem, file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -145,20 +146,6 @@ SIZES = (
     Size("large", "read", widths=(16, 32), batch=256, steps=100, budget=1.05),
     Size("rows", "tell", widths=(256,), batch=4096, steps=60, budget=1.05),
 )
-
-
-def compiled(folder: Path) -> Path:
-    """benchmarks/even.yaml as expc compiles it, in a project of its own."""
-    (folder / "specs").mkdir()
-    (folder / "pyproject.toml").touch()
-    shutil.copy(ROOT / "benchmarks/even.yaml", folder / "specs")
-    subprocess.run(
-        [sys.executable, "-m", "expc", "compile", "specs/even.yaml"],
-        cwd=folder,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    return folder / "generated/even/tell.py"
 
 
 def groups(net: nn.Module) -> list[dict[str, Any]]:
