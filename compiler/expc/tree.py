@@ -32,12 +32,13 @@ class Tree:
         """The value at a path."""
         node: Any = self.data
         for key in path:
-            if (isinstance(node, dict) and key in node) or (
-                isinstance(node, list) and isinstance(key, int) and key < len(node)
-            ):
-                node = node[key]
+            if isinstance(node, dict):
+                held = key in node
             else:
+                held = isinstance(node, list) and isinstance(key, int) and key < len(node)
+            if not held:
                 return default
+            node = node[key]
         return node
 
     def at(self, path: KeyPath) -> Where:

@@ -120,6 +120,13 @@ def test_the_sweep_runs_to_its_end(demo: Path) -> None:
     assert "test/balanced" in status.stdout and "tell: 4 done" in status.stdout
     plan = shell(demo, "expc", "plan", "specs/demo.yaml")
     assert "nothing to run: 4 done" in plan.stdout
+    weights = demo.parent / "tell.safetensors"
+    stage = next((demo / "runs/demo").glob("*/tell"))
+    exported = shell(demo, "expc", "export", str(stage), "-o", str(weights))
+    assert exported.returncode == 0, exported.stderr
+    assert weights.stat().st_size > 0
+    missing = shell(demo, "expc", "export", "runs/demo/nowhere", "-o", str(weights))
+    assert missing.returncode == 1 and "Traceback" not in missing.stderr
 
 
 @pytest.mark.parametrize(

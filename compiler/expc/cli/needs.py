@@ -21,6 +21,6 @@ def _installed(extra: str, *modules: str) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise click.UsageError(
-            f"This needs {' and '.join(missing)}: install expc[{extra}], "
+            f"This needs {', '.join(missing)}: install expc[{extra}], "
             f"for instance with `pip install 'expc[{extra}]'`."
         )
