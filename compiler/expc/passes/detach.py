@@ -34,6 +34,9 @@ def _detached(phase: Phase) -> Phase:
         return made[operand]
 
     for op in phase.ops:
+        if op.kind == "detach":
+            ops.append(op)
+            continue
         ins = tuple(inside(operand, op) for operand in op.ins)
         kwargs = tuple((name, inside(operand, op)) for name, operand in op.kwargs)
         ops.append(replace(op, ins=ins, kwargs=kwargs))
