@@ -232,6 +232,15 @@ def test_run_refuses_a_spec_with_errors(project: Path, expc, edit, monkeypatch) 
         assert said.code == 1 and "`adamv`" in said.out
 
 
+def test_run_of_a_folder_without_its_script(project: Path, expc, monkeypatch) -> None:
+    monkeypatch.setattr("expc.cli.needs.find_spec", lambda name: True)
+    expc("compile", "specs/small.yaml")
+    (project / "generated/small/sweep.sh").unlink()
+    said = expc("run", "generated/small")
+    assert said.code == 2 and "has lost its sweep.sh" in said.err
+    assert expc("run", "specs").code == 2
+
+
 def test_run_of_a_folder_says_when_it_is_out_of_date(
     project: Path, expc, edit, monkeypatch
 ) -> None:

@@ -50,6 +50,8 @@ def _folder(given: Path) -> Path | None:
     from expc.cli.told import refuse
 
     folder = generated(given)
+    if not (given / "sweep.sh").is_file():
+        raise click.UsageError(f"`{given}` has lost its sweep.sh: expc compile writes it anew.")
     if folder.orphaned:
         click.echo(f"{given}: its spec {folder.spec.name} is gone; running what is there", err=True)
     elif refuse(folder.spec):
