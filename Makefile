@@ -1,6 +1,7 @@
 # make demo        compile and run one sweep; says where the results lie
 # make test        what CI runs: lint, format, types, tests
 # make test-slow   the long tests too
+# make generate    what the specs and the golden tests compile to, written anew: read the diff
 # make bench       benchmarks, printed as ratios
 #
 # Each sets up .venv by itself: Python 3.11 or later is all it needs.
@@ -16,7 +17,7 @@ ready := .venv/ready
 index := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 pip := $(bin)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow generate bench clean
 
 $(ready): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("expc needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
@@ -39,12 +40,17 @@ lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/shellcheck .ci/run runtime/expc_runtime/sweep.bash generated/*/sweep.sh
 
 test-slow: $(ready)
 	$(bin)/python -m pytest -q -m 'slow or not slow'
 
+generate: $(ready)
+	for folder in generated/*/; do $(bin)/expc compile "specs/$$(basename "$$folder").yaml" || exit; done
+	$(bin)/python -m pytest -q tests/compiler --expc-update
+
 bench: $(ready)
-	$(bin)/python -m benchmarks
+	for one in startup launch step; do $(bin)/python -m benchmarks.$$one || exit; done
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
