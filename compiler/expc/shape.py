@@ -79,7 +79,8 @@ def _finding(
             return missing_key(key, tree, here[:-1], inner, about)
         case _:
             name = _last_name(loc) or owner
-            given = "" if detail["type"] == "value_error" else f", not {_shown(detail['input'])}"
+            said = ("value_error", "too_short")
+            given = "" if detail["type"] in said else f", not {_shown(detail['input'])}"
             return Finding(
                 "XC103",
                 f"`{name}` {_expected(detail)}{given}",
@@ -163,7 +164,8 @@ def _expected(detail: ErrorDetails) -> str:
         case "less_than_equal":
             return f"must be at most {context['le']:g}"
         case "too_short":
-            return f"needs at least {context['min_length']} of them"
+            short = f"needs {context['min_length']} entries or more"
+            return short if context.get("actual_length") else "is empty"
         case "too_long":
             return f"takes at most {context['max_length']} of them"
         case "value_error":

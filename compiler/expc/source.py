@@ -24,6 +24,12 @@ MAX_NODES = 50_000
 MAX_DEPTH = 40
 MAX_DIGITS = 400
 
+_STANDARD = "tag:yaml.org,2002:"
+_TAGS = frozenset(
+    _STANDARD + kind
+    for kind in ("null", "bool", "int", "float", "str", "timestamp", "value", "merge", "seq", "map")
+)
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
 _ALLOW = re.compile(
@@ -114,6 +120,16 @@ class _Reader:
                     self.span(node),
                     why=f"the limit is {MAX_NODES:,} values, {MAX_DEPTH} levels deep",
                     help="write the values out, or use `extends` and `sweep` instead of nested aliases",
+                )
+            )
+        if node.tag not in _TAGS:
+            raise SpecError(
+                Finding(
+                    "XC006",
+                    f"`{node.tag.replace(_STANDARD, '!!')}` has no meaning in a spec",
+                    self.span(node),
+                    why="a tag asks the reader to build something, and a spec is plain data",
+                    help="leave the tag out",
                 )
             )
         self.values.setdefault(path, self.span(node))
@@ -237,8 +253,9 @@ def parse(text: str, file: str) -> Source:
         raise SpecError(_syntax_finding(error, file, text)) from None
     except (yaml.YAMLError, ValueError) as error:
         reason = str(error).splitlines()[0]
+        place = Span(file, 1, 1, 1, 1, 0, 0)
         raise SpecError(
-            Finding("XC006", f"this is not YAML: {reason}", Span(file, 1, 1, 1, 1, 0, 0))
+            Finding("XC006", f"this is not YAML: {reason}", place, help="mend the text")
         ) from None
     except RecursionError:
         raise SpecError(
@@ -281,6 +298,10 @@ def _syntax_finding(error: yaml.MarkedYAMLError, file: str, text: str) -> Findin
     if line < len(lines) and "\t" in lines[line][: column + 1]:
         problem = "a tab can't indent YAML"
     span = Span(file, line + 1, column + 1, line + 1, column + 1, index, index)
+    if "another document" in problem:
+        return Finding(
+            "XC006", "this holds a second document", span, help="a spec is one; keep two files"
+        )
     context = f" ({error.context})" if error.context else ""
     return Finding("XC006", f"this is not YAML: {problem}{context}", span, help="mend the syntax")
 

@@ -39,7 +39,9 @@ def own_component(
         forms = _forms(family, found)
         columns = dict(_columns(found)) if family == "data" else {}
     except ValueError as error:
-        return None, Finding("XC106", f"`{target}` {error}", span)
+        return None, Finding(
+            "XC106", f"`{target}` {error}", span, help="change its signature, or wrap it"
+        )
     return (
         Component(
             family=family,

@@ -99,9 +99,19 @@ def check(path: Path, root: Path) -> Checked:
 
 
 def _without_echoes(found: Sequence[Finding]) -> list[Finding]:
-    """What the text explains is not told once more by its shape: `3e-4` is a trap of YAML, not a wrong value."""
-    explained = {f.span for f in found if f.code.startswith("XC0")}
-    return [f for f in found if not (f.code == "XC103" and f.span in explained)]
+    """Findings without those that say less of the same place.
+
+    A wrong shape is told once, and not where the text already explains it.
+    """
+    told = {f.span for f in found if f.code.startswith("XC0")}
+    kept = []
+    for finding in found:
+        if finding.code == "XC103":
+            if finding.span in told:
+                continue
+            told.add(finding.span)
+        kept.append(finding)
+    return kept
 
 
 def _alone(path: Path, root: Path) -> tuple[Source, ...]:

@@ -24,7 +24,8 @@ class Supervised(Shape):
     about: str | None = Field(None, description="what this stage is for")
     data: Annotated[Raw, Slot("data", DataSlot)] = Field(description="rows, and how they are split")
     model: Annotated[dict[str, Raw], Slot("model", many=True)] = Field(
-        description="parts in the order that features pass them; declare once at the top to share"
+        min_length=1,
+        description="parts in the order that features pass them; declare once at the top to share",
     )
     heads: Annotated[dict[str, Raw], Slot("head", HeadSlot, many=True)] = Field(
         min_length=1, description="answers, by name"

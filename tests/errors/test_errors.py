@@ -1,0 +1,223 @@
+"""Broken specs: each gives located, helpful findings, whatever is broken, and never a traceback.
+
+A file's first line says what is expected of it: `# expect: CODE line:col, ...`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expc.findings import Finding
+from expc.lint.check import check
+from expc.lint.engine import (
+    exit_code,
+    fix_file,
+    lint_files,
+    render_github,
+    render_json,
+    render_text,
+)
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+BROKEN = sorted(HERE.glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text("")
+    shutil.copy(HERE / "own_code.py", tmp_path)
+    return tmp_path
+
+
+def linted(spec: Path) -> tuple[Finding, ...]:
+    """The findings of a spec; they can be shown in every way, and lint would exit with 1."""
+    (report,) = lint_files([spec], cache=False)
+    assert exit_code([report]) == 1
+    for shown in (render_text([report]), render_json([report]), render_github([report])):
+        assert shown and "Traceback" not in shown and "pydantic" not in shown
+    for finding in report.findings:
+        assert finding.help or finding.why, finding.message
+    return report.findings
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BROKEN) >= 40
+
+
+@pytest.mark.parametrize("spec", BROKEN, ids=lambda spec: spec.stem)
+def test_broken_spec(spec: Path, project: Path) -> None:
+    expected = spec.read_text().splitlines()[0].removeprefix("# expect: ")
+    copy = Path(shutil.copy(spec, project))
+    found = linted(copy)
+    assert ", ".join(f"{f.code} {f.span.line}:{f.span.col}" for f in found) == expected
+    assert all(finding.span.file == spec.name for finding in found)
+
+
+@pytest.mark.parametrize("spec", BROKEN, ids=lambda spec: spec.stem)
+def test_fixing_a_broken_spec_breaks_nothing_more(spec: Path, project: Path) -> None:
+    copy = Path(shutil.copy(spec, project))
+    before = {finding.code for finding in check(copy, project).findings}
+    fix_file(copy)
+    after = {finding.code for finding in check(copy, project).findings}
+    assert after <= before
+
+
+def bomb() -> str:
+    """Nine levels of nine aliases each: a billion values in half a kilobyte."""
+    names = "abcdefghi"
+    lines = ["expc: 1", "name: bomb", "about: boom", 'a: &a ["x","x","x","x","x","x","x","x","x"]']
+    for before, name in zip(names, names[1:], strict=False):
+        lines.append(f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]")
+    return "\n".join([*lines, "stages: *i", ""])
+
+
+def flat(text: str) -> bytes:
+    return text.encode()
+
+
+MADE: dict[str, tuple[bytes, str]] = {
+    "binary": (bytes(range(256)) * 8, "XC007"),
+    "latin_1": ("name: caf\xe9\n".encode("latin-1"), "XC007"),
+    "utf_16": ("expc: 1\n".encode("utf-16"), "XC007"),
+    "one_megabyte": (b"about: " + b"x" * 2**20 + b"\n", "XC007"),
+    "bomb": (flat(bomb()), "XC006"),
+    "nul_bytes": (b"expc: 1\nname: \0\n", "XC006"),
+    "deep_flow": (b"a: " + b"[" * 20_000, "XC006"),
+    "deep_blocks": (
+        flat("".join(" " * depth + "a:\n" for depth in range(600))),
+        "XC006",
+    ),
+    "circle_of_aliases": (b"a: &a [*a]\n", "XC006"),
+    "carriage_returns": (b"expc: 1\r\nname: 7\r\nabout: x\r\nstages: {}\r\n", "XC103"),
+    "huge_number": (b"expc: 1" + b"0" * 5000 + b"\n", "XC103"),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_made(name: str, project: Path) -> None:
+    raw, code = MADE[name]
+    spec = project / f"{name}.yaml"
+    spec.write_bytes(raw)
+    assert code in {finding.code for finding in linted(spec)}
+
+
+def test_folder(project: Path) -> None:
+    (project / "specs").mkdir()
+    assert [finding.code for finding in linted(project / "specs")] == ["XC007"]
+
+
+def test_missing_file(project: Path) -> None:
+    assert [finding.code for finding in linted(project / "nowhere.yaml")] == ["XC007"]
+
+
+def test_dangling_link(project: Path) -> None:
+    (project / "link.yaml").symlink_to(project / "nowhere.yaml")
+    assert [finding.code for finding in linted(project / "link.yaml")] == ["XC007"]
+
+
+# ------------------------------------------------------------------------------------------------ mutations
+
+SPECS = [
+    yaml.safe_load((ROOT / "specs" / "digits.yaml").read_text()),
+    yaml.safe_load(
+        re.sub(r"^#.*\n", "", (HERE / "stages_in_a_circle.yaml").read_text()),
+    ),
+]
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 100),
+    st.floats(allow_nan=True, width=32),
+    st.sampled_from(
+        [
+            "digit", "loop", "bce", "mse", "accuracy", "val/accuracy", "prob", "logits", "skip", "read",
+            "first", "", "no such thing", "16-mixed", "own_code:squared_error", "a.b.c", "test", "é\n",
+        ]
+    ),
+    st.lists(st.sampled_from([0, 1.0, "bce", None, {}]), max_size=3),
+    st.dictionaries(st.sampled_from(["use", "epochs", "of", "x"]), st.sampled_from(["bce", 1, None])),
+)  # fmt: skip
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every key and entry."""
+    entries = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in entries:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> dict[str, Any]:
+    """A spec with up to four places deleted, renamed, replaced, or copied from elsewhere."""
+    spec: dict[str, Any] = yaml.safe_load(yaml.safe_dump(draw(st.sampled_from(SPECS))))
+    for _ in range(draw(st.integers(1, 4))):
+        every = list(places(spec))
+        if not every:
+            break
+        *above, key = draw(st.sampled_from(every))
+        owner: Any = spec
+        for step in above:
+            owner = owner[step]
+        match draw(st.sampled_from(["delete", "rename", "replace", "copy"])):
+            case "delete":
+                del owner[key]
+            case "rename" if isinstance(owner, dict):
+                new = draw(st.sampled_from(["use", "x", "read", "until", f"{key}s", 7, None]))
+                owner[new] = owner.pop(key)
+            case "copy":
+                node: Any = spec
+                for step in draw(st.sampled_from(every)):
+                    node = node[step] if _has(node, step) else {}
+                owner[key] = yaml.safe_load(yaml.safe_dump(node))
+            case _:
+                owner[key] = draw(VALUES)
+    return spec
+
+
+def _has(node: Any, key: Any) -> bool:
+    return (isinstance(node, dict) and key in node) or (
+        isinstance(node, list) and isinstance(key, int) and key < len(node)
+    )
+
+
+@given(spec=mutated())
+@settings(max_examples=300, deadline=None)
+def test_no_mutation_is_a_crash(
+    spec: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.getbasetemp() / "mutated"
+    root.mkdir(exist_ok=True)
+    (root / "pyproject.toml").write_text("")
+    shutil.copy(HERE / "own_code.py", root)
+    file = root / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec, allow_unicode=True, sort_keys=False))
+    (report,) = lint_files([file], cache=False)
+    lines = file.read_text().splitlines()
+    for finding in report.findings:
+        assert 1 <= finding.span.line <= max(1, len(lines))
+    render_text([report])
+
+
+@given(cut=st.integers(0, 900), junk=st.text(max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_no_text_is_a_crash(cut: int, junk: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.getbasetemp() / "torn"
+    root.mkdir(exist_ok=True)
+    (root / "pyproject.toml").write_text("")
+    file = root / "spec.yaml"
+    text = (ROOT / "specs" / "digits.yaml").read_text()
+    file.write_text(text[:cut] + junk + text[cut + len(junk) :], encoding="utf-8", errors="replace")
+    render_text(lint_files([file], cache=False))
