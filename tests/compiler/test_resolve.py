@@ -123,7 +123,7 @@ def test_values_are_typed_as_their_fields_hold_them(project: Project) -> None:
         ("lr: 1.0e-3", "lr: .inf", "`lr` takes a finite number, not `inf`"),
         ("lr: 1.0e-3", "lr: .nan", "`lr` takes a finite number, not `nan`"),
         ("lr: 1.0e-3", "lr: null", "`lr` takes a number, not nothing"),
-        ("lr: 1.0e-3", "betas: [0.9]", "`betas` needs at least 2 of them"),
+        ("lr: 1.0e-3", "betas: [0.9]", "`betas` needs 2 entries or more"),
         ("lr: 1.0e-3", "learning: 1", "`learning` is not a key of `adamw`"),
         ("use: adamw", "use: adamv", "there is no optim `adamv`"),
         ("use: adamw", "use: bce", "there is no optim `bce`"),

@@ -163,7 +163,7 @@ def python_file(
         path=path,
         spec=spec,
         variant=f"stage {program.stage}" + (f", {module.label}" if module.label else ""),
-        about=_prose(program.about),
+        about=prose(program.about),
         example=_example(program),
         project_root=len(folder.split("/")),
         imports=imports.groups(),
@@ -172,13 +172,13 @@ def python_file(
         out=f"runs/{experiment}/by_hand/{stem}",
         sections=tuple(_sections(program.flags)),
         name=program.name,
-        doc=_prose(program.doc),
+        doc=prose(program.doc),
         methods=methods,
         main=main,
     )
 
 
-def _prose(text: str) -> str:
+def prose(text: str) -> str:
     """Text for a docstring: nothing that would end it, and no line ends but one kind."""
     lines = text.replace("\\", "/").replace('"""', "'''").strip().splitlines()
     return "\n".join("".join(char for char in line if char.isprintable()) for line in lines)

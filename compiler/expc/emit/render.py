@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expc import digest
 from expc.emit import shell
-from expc.emit.python import PythonFile, python_file, shell_value
+from expc.emit.python import PythonFile, prose, python_file, shell_value
 from expc.emit.shell import quote, shell_file
 from expc.experiment import Experiment
 from expc.ir import Block, Name, Plan
@@ -227,7 +227,7 @@ def _readme_text(plan: Plan, folder: str) -> Readme:
     return Readme(
         experiment=plan.experiment,
         spec=plan.spec,
-        about=plan.about,
+        about=prose(plan.about),
         folder=folder,
         summary=shell.summary(plan),
         example=_by_hand(plan, folder),

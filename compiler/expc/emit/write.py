@@ -32,8 +32,8 @@ def read_lock(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        lock = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(lock, dict) or not isinstance(lock.get("files", {}), dict):
+        lock: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not _is_lock(lock):
             raise TypeError("it is not a lock")
     except (ValueError, TypeError, OSError) as error:
         place = Span(path.name, 1, 1)
@@ -46,6 +46,17 @@ def read_lock(folder: Path) -> dict[str, Any]:
             )
         ) from error
     return lock
+
+
+def _is_lock(lock: Any) -> bool:
+    """Whether a lock has the form that we write; it names files beside it, and no others."""
+    if not isinstance(lock, dict):
+        return False
+    files, owned = lock.get("files", {}), lock.get("owned", [])
+    if not isinstance(files, dict) or not isinstance(owned, list):
+        return False
+    named = all(isinstance(name, str) and Path(name).name == name for name in (*files, *owned))
+    return named and all(isinstance(entry, dict) for entry in files.values())
 
 
 def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) -> Written:

@@ -16,7 +16,7 @@ from expc_runtime import floors
 from expc_runtime.clocks import Epochs
 from expc_runtime.data.feed import Feed
 from expc_runtime.fit import fit
-from expc_runtime.flags import Run, parse
+from expc_runtime.flags import Run, start
 from expc_runtime.gates import Until
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
@@ -112,4 +112,4 @@ def main(cfg: Config) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(parse(Config)))
+    raise SystemExit(start(main, Config))

@@ -17,7 +17,7 @@ from expc_runtime.clocks import Minutes, Updates
 from expc_runtime.data.arrays import Arrays
 from expc_runtime.data.feed import Feed
 from expc_runtime.fit import fit
-from expc_runtime.flags import Run, parse
+from expc_runtime.flags import Run, start
 from expc_runtime.gates import Gate, Until
 from expc_runtime.metrics import MeanAbsoluteError
 from expc_runtime.models import LinearHead, MLP
@@ -154,4 +154,4 @@ def main(cfg: Config) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(parse(Config)))
+    raise SystemExit(start(main, Config))

@@ -17,7 +17,7 @@ from expc_runtime.clocks import Updates
 from expc_runtime.data.digits import Digits
 from expc_runtime.data.feed import Feed
 from expc_runtime.fit import fit
-from expc_runtime.flags import Run, parse
+from expc_runtime.flags import Run, start
 from expc_runtime.gates import Until
 from expc_runtime.metrics import Accuracy, TopK
 from expc_runtime.models import ConvNet, LinearHead
@@ -141,4 +141,4 @@ def main(cfg: Config) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(parse(Config)))
+    raise SystemExit(start(main, Config))
