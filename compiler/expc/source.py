@@ -224,7 +224,7 @@ def read(path: Path, root: Path) -> Source:
             )
         )
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8-sig")  # marks do not count a byte order mark
     except UnicodeDecodeError as error:
         raise SpecError(
             Finding(

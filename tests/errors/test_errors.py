@@ -5,7 +5,7 @@ A file's first line says what is expected of it: `# expect: CODE line:col, ...`.
 
 from __future__ import annotations
 
-import re
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +76,7 @@ def bomb() -> str:
     """Nine levels of nine aliases each: a billion values in half a kilobyte."""
     names = "abcdefghi"
     lines = ["expc: 1", "name: bomb", "about: boom", 'a: &a ["x","x","x","x","x","x","x","x","x"]']
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in itertools.pairwise(names):
         lines.append(f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]")
     return "\n".join([*lines, "stages: *i", ""])
 
@@ -127,11 +127,21 @@ def test_dangling_link(project: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------ mutations
 
+DIGITS = yaml.safe_load((ROOT / "specs" / "digits.yaml").read_text())
+SWEEP = {
+    "conditions": {
+        "a": {"read.clip": 2.0},
+        "b": {"read.heads.digit": {"use": "linear_head", "out": 10}},
+    },
+    "zip": {"read.optim.lr": [0.1, 0.2], "read.data.batch": [3, 4]},
+    "grid": {"read.model.backbone.channels": [[1], [2, 3]], "read.until.budget.epochs": [1, 2]},
+    "exclude": [{"condition": "a", "read.data.batch": 3}],
+}
 SPECS = [
-    yaml.safe_load((ROOT / "specs" / "digits.yaml").read_text()),
-    yaml.safe_load(
-        re.sub(r"^#.*\n", "", (HERE / "stages_in_a_circle.yaml").read_text()),
-    ),
+    DIGITS,
+    {**DIGITS, "sweep": SWEEP},
+    yaml.safe_load((ROOT / "specs" / "digits_as_feared.yaml").read_text()),
+    yaml.safe_load((HERE / "stages_in_a_circle.yaml").read_text()),
 ]
 
 VALUES = st.one_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -64,7 +65,8 @@ def save(
         scratch.write_text(json.dumps(entry), encoding="utf-8")
         os.replace(scratch, place)
     except OSError:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
 
 
 def _place(path: Path, root: Path) -> Path:

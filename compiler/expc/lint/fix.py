@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -46,11 +47,13 @@ def _round(path: Path, root: Path, dropped: set[tuple[str, str]]) -> list[str]:
     done = []
     for finding in sorted(_apart(fixable), key=lambda f: -min(e.span.start for e in f.fix)):
         before = path.read_bytes()
-        text = edited(before.decode("utf-8"), finding.fix)
-        if not _keeps_the_rest(before.decode("utf-8"), text, finding.fix):
+        mark = BOM_UTF8 if before.startswith(BOM_UTF8) else b""
+        text = before.removeprefix(mark).decode("utf-8")
+        mended = edited(text, finding.fix)
+        if not _keeps_the_rest(text, mended, finding.fix):
             dropped.add((finding.code, finding.message))
             continue
-        _write(path, text.encode("utf-8"))
+        _write(path, mark + mended.encode("utf-8"))
         if _mended(finding, checked.findings, check(path, root).findings):
             done.append(f"{finding.span}: {finding.code} {_said(finding)}")
         else:

@@ -386,7 +386,7 @@ def _no_match(
 ) -> tuple[str, str] | None:
     if path == "condition":
         names = experiment.sweep.conditions
-        if value in names:
+        if isinstance(value, str) and value in names:
             return None
         hint = suggest(str(value), names)
         return f"there is no condition `{value}` to exclude", hint or f"conditions: {listed(names)}"
