@@ -93,7 +93,7 @@ def test_cases_hold_every_component_and_clock() -> None:
     printed = "\n".join((GOLDEN / module).read_text(encoding="utf-8") for module in MODULES)
     for clock in ("Epochs(", "Updates(", "Minutes("):
         assert clock in printed
-    for bound in ("at_least=", "at_most=", "below="):
+    for bound in ("at_least=", "at_most=", "above=", "below="):
         assert bound in printed
 
 

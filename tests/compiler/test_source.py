@@ -158,7 +158,7 @@ def test_aliases_can_t_unfold_without_end() -> None:
         ("a: [1\n", "XC006 this is not YAML"),
         ("a: 'b\n", "XC006 this is not YAML"),
         ("a:\n\tb: 1\n", "XC006 this is not YAML: a tab can't indent YAML"),
-        ("a: 1\n---\nb: 2\n", "XC006 this is not YAML"),
+        ("a: 1\n---\nb: 2\n", "XC006 this holds a second document"),
         ("a: *b\n", "XC006 this is not YAML: found undefined alias"),
         ("a: \0\n", "XC006 this is not YAML"),
         ("? [a]\n: 1\n", "XC005 a key must be plain text"),
