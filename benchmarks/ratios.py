@@ -51,9 +51,11 @@ def in_turn(variants: Mapping[str, Callable[[], float]], rounds: int, warm_up: i
     return costs
 
 
-def ratio(what: str, over: Sequence[float], under: Sequence[float], budget: float) -> Verdict:
+def ratio(
+    what: str, over: Sequence[float], under: Sequence[float], budget: float, note: str = ""
+) -> Verdict:
     """The median, over rounds, of the ratio of two costs of the same round; at most ``budget``."""
-    return Verdict(what, *_quartiles(_divided(over, under)), budget)
+    return Verdict(what, *_quartiles(_divided(over, under)), budget, note=note)
 
 
 def speed_up(
@@ -63,9 +65,9 @@ def speed_up(
     return Verdict(what, *_quartiles(_divided(over, under)), budget, at_least=True, note=note)
 
 
-def at_most(what: str, costs: Sequence[float], budget: float, unit: str) -> Verdict:
+def at_most(what: str, costs: Sequence[float], budget: float, unit: str, note: str = "") -> Verdict:
     """The median of ``costs`` against a budget that is no ratio."""
-    return Verdict(what, *_quartiles(costs), budget, unit)
+    return Verdict(what, *_quartiles(costs), budget, unit, note=note)
 
 
 def _divided(over: Sequence[float], under: Sequence[float]) -> list[float]:
