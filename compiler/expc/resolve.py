@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,7 @@ def resolve(document: Document, overrides: Iterable[Override] = ()) -> Experimen
             stages[str(name)] = stage
     if findings or header is None:
         raise SpecError(*findings)
-    tree = _with_defaults(tree, (), header, leave=frozenset({"stages", "model"}))
+    tree = _with_defaults(tree, [((), header)], leave=frozenset({"stages", "model"}))
     return Experiment(
         name=header.name,
         about=header.about,
@@ -217,11 +217,9 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
             findings += more
             if use is not None:
                 uses[key] = use
-    for use in (*uses.values(), *(use for many in maps.values() for use in many.values())):
-        tree = _with_defaults(tree, use.path, use.params)
-        if use.slot is not None:
-            tree = _with_defaults(tree, use.path, use.slot)
-    tree = _with_defaults(tree, path, shape, leave=frozenset(slots))
+    every = (*uses.values(), *(use for many in maps.values() for use in many.values()))
+    given = [(use.path, model) for use in every for model in (use.params, use.slot) if model]
+    tree = _with_defaults(_with_defaults(tree, given), [(path, shape)], leave=frozenset(slots))
     parents = tuple(dict.fromkeys(kind.parents(shape)))
     stage = Stage(name, kind, shape, uses, maps, str(tree.get(("name",), "")), parents)
     return tree, None if findings else stage, findings
@@ -343,12 +341,13 @@ def _unknown_component(name: str, tree: Tree, path: KeyPath, slot: Slot) -> Find
 
 
 def _with_defaults(
-    tree: Tree, path: KeyPath, model: BaseModel, leave: frozenset[str] = frozenset()
+    tree: Tree, models: Iterable[tuple[KeyPath, BaseModel]], leave: frozenset[str] = frozenset()
 ) -> Tree:
-    """The tree with a checked model's values in it: written ones as checked, defaults marked as such."""
-    where = dict(tree.where)
-    data = _filled(tree, path, model, where, leave)
-    return Tree(tree.data, where).replaced(path, data)
+    """The tree with checked models' values in it: written ones as checked, defaults marked as such."""
+    tree = Tree(tree.data, where := dict(tree.where))
+    for path, model in models:
+        tree = tree.replaced(path, _filled(tree, path, model, where, leave))
+    return tree
 
 
 def _filled(
@@ -361,8 +360,7 @@ def _filled(
     data = dict(tree.get(path) or {})
     above = tree.at(path)
     default = Where(above.key, above.value, "default")
-    for name, info in type(model).model_fields.items():
-        key = info.alias or name
+    for name, key in _keys(type(model)):
         if key in leave:
             continue
         value = getattr(model, name)
@@ -377,12 +375,15 @@ def _filled(
     return data
 
 
+def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The fields of a model, each with the key that a spec has for it."""
+    for name, info in model.__pydantic_fields__.items():
+        yield name, info.alias or name
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {
-            info.alias or name: _plain(getattr(value, name))
-            for name, info in type(value).model_fields.items()
-        }
+        return {key: _plain(getattr(value, name)) for name, key in _keys(type(value))}
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -31,6 +31,7 @@ _TAGS = frozenset(
 )
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DECIMAL = re.compile(r"[-+]?[0-9]+\.[0-9]*([eE][-+][0-9]+)?$")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
 _ALLOW = re.compile(
     r"#\s*expc:\s*allow\s+(?P<name>[A-Za-z0-9_-]+)(?:\s*--\s*(?P<reason>.*\S))?\s*$"
@@ -175,6 +176,8 @@ def _scalar_value(node: yaml.ScalarNode) -> object:
             return text.lower() in ("true", "yes", "on")
         case "int" if _INTEGER.match(text) and len(text) < MAX_DIGITS:
             return int(text.replace("_", ""))
+        case "float" if _DECIMAL.match(text):
+            return float(text)
         case "int" | "float":
             return _number(text)
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -292,9 +293,10 @@ def field_names(experiment: Experiment, stage: Stage) -> dict[KeyPath, str]:
     """
     leaves = [path for path, _ in experiment.tree.leaves(stage.path)]
     short = {path: _short(path[2:]) for path in leaves}
+    count = Counter(short.values())
     names: dict[KeyPath, str] = {}
     for path, name in short.items():
-        clash = list(short.values()).count(name) > 1 or name in _TAKEN_FLAGS
+        clash = count[name] > 1 or name in _TAKEN_FLAGS
         long = "_".join(str(key).rstrip("_") for key in path[2:])
         chosen = long if clash else name
         names[path] = f"{chosen}_" if keyword.iskeyword(chosen) else chosen

@@ -29,7 +29,7 @@ from expc.lint.core import (
 from expc.lint.rules.sweeps import known_axes
 from expc.lint.rules.text import number_meant
 from expc.plan import order
-from expc.resolve import Document, Override, document, resolve
+from expc.resolve import Document, Override, document, resolve, spec_path
 from expc.signatures import NotFound, find
 from expc.source import Source, name_of, read
 from expc.sweep import Axis, Space, Variant, conditions, explore
@@ -197,9 +197,17 @@ def _points(
         for rows in places if first is not None else ():
             cells = zip(space.loops, rows, strict=True)
             moved = [override for axis, row in cells for override in axis.row(row)]
-            point = _moved(written, first, moved, found) if first is not None else None
+            if first is None or _stands(first, moved):
+                continue
+            point = _moved(written, first, moved, found)
             if point is not None:
                 yield point
+
+
+def _stands(variant: Variant, moved: Iterable[Override]) -> bool:
+    """Whether a variant already has these values: then it was looked at as it is."""
+    tree = variant.experiment.tree
+    return all(tree.get(spec_path(each.path)) == each.value for each in moved)
 
 
 def _places_of(loops: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
