@@ -322,11 +322,26 @@ def lightning(size: Size, columns: Sequence[Tensor], folder: Path) -> Callable[[
 # ------------------------------------------------------------------------------------- what is told
 
 
+def require_equal(size: Size, program: Any, columns: dict[str, Tensor]) -> None:
+    """RuntimeError unless both nets, with the same weights, have the same loss."""
+    module, net = module_of(program)(size.config(program)), size.net()
+    with torch.no_grad():
+        for theirs, ours in zip(net.parameters(), module.parameters(), strict=True):
+            theirs.copy_(ours)
+    batch = tuple(column[: size.batch] for column in columns.values())
+    totals: dict[str, Tensor] = {}
+    with module.rehearsal(totals=lambda total: totals.update([total])):
+        module.update(batch)
+    if not torch.allclose(totals["total_model"], net.losses(*batch)["loss"]):
+        raise RuntimeError(f"{program.__file__} is not the net that is written here")
+
+
 def measure(size: Size, rounds: int) -> list[Verdict]:
     columns = size.rows()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         program = size.generated(folder)
+        require_equal(size, program, columns)
         costs = in_turn(
             {
                 "raw": raw(size, list(columns.values())),
