@@ -14,7 +14,7 @@ from expc.emit.python import literal
 from expc.emit.render import LOCK, Rendered, lock_text, render
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SPECS = sorted(

@@ -17,7 +17,7 @@ from expc.emit.write import read_lock
 from expc.testing.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from conftest import Golden
+    from tests.compiler.conftest import Golden
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = sorted(spec.parent.name for spec in GOLDEN.glob("*/spec.yaml"))

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from conftest import Golden
+    from tests.compiler.conftest import Golden
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SEEN = 5

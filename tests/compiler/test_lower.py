@@ -13,7 +13,7 @@ from expc.ir import Call, Flag, Op, Program, Value
 from expc.kinds.builder import Builder
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SPECS = sorted(
@@ -122,6 +122,24 @@ def test_a_head_that_gives_probabilities_converts_them_itself(project: Project) 
         "convert .sigmoid() loop <- loop_logits",
     ]
     assert "term expc_runtime.losses:mse loop_loss <- loop loop_target" in routine(made, "losses")
+
+
+def test_a_part_is_given_the_width_before_it_unless_the_spec_says_one(project: Project) -> None:
+    """Both would be two values for one argument."""
+    project.write(
+        "lab.py",
+        "class Mix:\n    def __init__(self, width: int = 3): ...\n    def forward(self, x): ...",
+    )
+    text = project.changed(
+        "model:\n",
+        "model:\n  lead: {use: mlp, in_features: 64}\n  mix: {use: 'lab:Mix'}\n"
+        "  fixed: {use: 'lab:Mix', width: 9}\n  tail: {use: mlp, in_features: 3}\n",
+    ).replace("  backbone: {use: conv_net, channels: [4, 8]}\n", "")
+    built = {net.name: net.build for net in program(project, text).nets}
+    assert built["mix"].args == (ir.Name("self.lead.out_features"),)
+    for name in ("lead", "fixed", "tail"):
+        assert built[name].args == ()
+    assert built["digit_head"].args == (ir.Name("self.tail.out_features"),)
 
 
 def test_weights_that_nobody_wrote_are_no_factors(project: Project) -> None:

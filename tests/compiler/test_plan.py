@@ -18,7 +18,7 @@ from expc.plan import MAX_MODULES
 from expc.sweep import labels
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 BASH = """\
 run() {{ printf 'run %s %s\\n' "$1" "$2"; }}

@@ -31,7 +31,7 @@ from expc.lower import lower
 from expc.resolve import Document, Override, document, resolve, slots_of
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SPECS = sorted(

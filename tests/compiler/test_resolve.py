@@ -13,7 +13,7 @@ from expc.source import parse
 from expc.tree import Tree, extend, from_source
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 
 def tree(text: str, origin: Any = "spec", file: str = "x.yaml") -> Tree:

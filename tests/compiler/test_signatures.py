@@ -11,7 +11,7 @@ import pytest
 from expc.signatures import NotFound, Signature, signature
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 
 def of(tmp_path: Path, text: str, target: str = "lab:It") -> Signature:

@@ -14,7 +14,7 @@ from expc.emit.write import own, read_lock, stale, write
 from expc.findings import SpecError
 
 if TYPE_CHECKING:
-    from conftest import Project
+    from tests.compiler.conftest import Project
 
 
 @pytest.fixture

@@ -116,7 +116,9 @@ def _features(stage: Stage, b: Builder, bound: Bound) -> tuple[tuple[Value, ...]
     for name, use in stage.maps["model"].items():
         b.static("model", name, "use")
         span = b.experiment.key(*use.path)
-        first = () if features == bound.inputs else (width,)
+        given = use.component.fields()[:1]
+        follows = features != bound.inputs and given and given[0] not in use.written
+        first = (width,) if follows else ()
         b.nets.append(
             Net(name, Call(use.component.target, first, b.arguments(use)), span, use.path)
         )
