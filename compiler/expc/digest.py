@@ -22,7 +22,7 @@ def structure(program: Program) -> str:
 
 
 def identity(program: Program) -> str:
-    """Names a program together with its values: results carry it."""
+    """Names a program together with its flags' defaults: a file is fresh when it is the same."""
     return _digest(_plain(program, values=True))
 
 

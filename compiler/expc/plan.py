@@ -110,9 +110,7 @@ def _modules(base: Experiment, space: Space) -> dict[tuple[str, str], Module]:
             if file in files:
                 file = f"{stage}_{label}_{key[:8]}.py"
             files.add(file)
-            modules[stage, key] = Module(
-                stage, file, label, one.program, digest.identity(one.program)
-            )
+            modules[stage, key] = Module(stage, file, label, one.program, key)
     return modules
 
 

@@ -173,7 +173,7 @@ def _lock(
             entry |= {
                 "stage": module.stage,
                 "program": module.digest,
-                "structure": digest.structure(module.program),
+                "values": digest.identity(module.program),
                 "map": [[m.first, m.last, m.place, m.path] for m in maps[name]],
             }
         entries[name] = entry

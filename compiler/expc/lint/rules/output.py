@@ -48,7 +48,7 @@ class Stale(FolderRule):
     A run by hand would train what the spec no longer says.
 
     ```json generated/example/expc.lock.json
-    {"lock": 1, "experiment": "example", "spec": "specs/example.yaml", "files": {"read.py": {"stage": "read", "program": "0000000000000000", "sha256": "0"}}}
+    {"lock": 1, "experiment": "example", "spec": "specs/example.yaml", "files": {"read.py": {"stage": "read", "program": "0000000000000000", "values": "0000000000000000", "sha256": "0"}}}
     ```
 
     ## Bad
@@ -81,8 +81,8 @@ class Stale(FolderRule):
 
 def _changed(files: Mapping[str, Any], space: Space) -> set[str]:
     """Files whose program no variant has any more, and stages with a program that no file has."""
-    there = {entry["program"]: name for name, entry in files.items() if "program" in entry}
-    structures = {entry.get("structure") for entry in files.values()}
+    there = {entry["values"]: name for name, entry in files.items() if "values" in entry}
+    structures = {entry.get("program") for entry in files.values()}
     seen: set[str] = set()
     new: set[str] = set()
     for variant in space.variants:
