@@ -46,6 +46,7 @@ test-slow: $(ready)
 	$(bin)/python -m pytest -q -m 'slow or not slow'
 
 generate: $(ready)
+	$(bin)/expc schema > specs/spec.schema.json
 	for folder in generated/*/; do $(bin)/expc compile "specs/$$(basename "$$folder").yaml" || exit; done
 	$(bin)/python -m pytest -q tests/compiler --expc-update
 

@@ -6,6 +6,7 @@ spec that resolves; what relates two places of a spec is for `lint` to say.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -228,3 +229,8 @@ def _asks(key: str, value: Any) -> bool:
 def _partial(reference: str) -> str:
     name = reference.removeprefix("#/$defs/").removeprefix(_PARTIAL)
     return f"#/$defs/{_PARTIAL}{name}"
+
+
+def text(found: dict[str, Any]) -> str:
+    """A schema as a file holds it."""
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 import types
 import typing
@@ -29,8 +30,15 @@ R = TypeVar("R", bound=Run)
 
 
 def start(main: Callable[[R], int], config: type[R]) -> int:
-    """Run ``main`` with the process's flags; a value that can't be used is told in a line, code 2."""
+    """Run ``main`` with the process's flags, from the project root, as a sweep does.
+
+    So relative paths, in the spec and in a user's own code, mean the same however a module is
+    started. A value that can't be used is told in a line, with exit code 2.
+    """
+    from expc_runtime.provenance import project_root
+
     cfg = parse(config)
+    os.chdir(project_root(Path(sys.argv[0])))
     try:
         return main(cfg)
     except ValueError as error:

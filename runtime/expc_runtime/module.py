@@ -8,18 +8,20 @@ chunk of updates for each `training_step` makes its cost per update disappear.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
 from expc_runtime.optim import Drive, NonFinite
 
-__all__ = ["Batch", "Module", "Records"]
+__all__ = ["Batch", "Module", "Records", "detach_tree"]
 
 Batch = tuple[Tensor, ...]
+T = TypeVar("T")
 
 HALF: dict[str, torch.dtype | None] = {
     "32": None,
@@ -386,6 +388,11 @@ class Module(pl.LightningModule):
         live.records.load_state_dict(progress["records"])
         for name, state in progress["drives"].items():
             self._drives[name].load_state_dict(state)
+
+
+def detach_tree(tree: T) -> T:
+    """The same nested structure of dicts, lists and tuples with every tensor detached."""
+    return cast(T, tree_map_only(Tensor, Tensor.detach, tree))
 
 
 def _require_autocast(device: str, half: torch.dtype) -> None:

@@ -150,6 +150,14 @@ def test_an_edited_value_is_named_with_its_place(ran: Path, expc, edit) -> None:
     assert "4  read: batch 64 -> 32 (specs/small.yaml:8:" in said.out
 
 
+def test_an_edit_to_a_value_that_every_run_sets_loses_nothing(ran: Path, expc, edit) -> None:
+    edit("lr: 3.0e-3, weight", "lr: 2.0e-3, weight")
+    said = expc("plan", "specs/small.yaml")
+    assert "  read.py         would change  (4 runs)" in said.out
+    assert "  read  nothing to run: 4 done" in said.out
+    assert "no longer count" not in said.out
+
+
 def test_edited_code_is_named(ran: Path, expc, edit) -> None:
     edit("  accuracy: {use: accuracy, of: digit}", "  top: {use: top_k, of: digit}")
     said = expc("plan", "specs/small.yaml")

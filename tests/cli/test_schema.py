@@ -163,3 +163,11 @@ def test_a_mistyped_component(expc) -> None:
 
 def test_the_whole_schema_on_the_command_line(expc) -> None:
     assert json.loads(expc("schema").out) == schema.spec()
+
+
+def test_the_schema_that_editors_read_is_fresh() -> None:
+    folder = Path(__file__).resolve().parents[2] / "specs"
+    assert (folder / "spec.schema.json").read_text(encoding="utf-8") == schema.text(schema.spec())
+    for spec in folder.glob("*.yaml"):
+        first = spec.read_text(encoding="utf-8").partition("\n")[0]
+        assert first == "# yaml-language-server: $schema=spec.schema.json"

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -94,13 +95,19 @@ def test_a_field_that_no_flag_can_say_is_refused() -> None:
         parse(Odd, [])
 
 
-def test_a_value_that_cannot_be_used_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_module_runs_from_the_project_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a value that can't be used is told in a line."""
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "generated").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "argv", ["../generated/read.py"])
+
     def main(cfg: Run) -> int:
+        assert Path.cwd() == tmp_path
         raise ValueError("batch=0: must be at least 1")
 
-    argv, sys.argv = sys.argv, ["read.py"]
-    try:
-        assert start(main, Run) == 2
-    finally:
-        sys.argv = argv
+    assert start(main, Run) == 2
     assert capsys.readouterr().err == "read.py: batch=0: must be at least 1\n"

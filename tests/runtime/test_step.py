@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from expc_runtime import optim
 from expc_runtime.clocks import Updates
 from expc_runtime.errors import Diverged
-from expc_runtime.module import Batch, Module, Records
+from expc_runtime.module import Batch, Module, Records, detach_tree
 from expc_runtime.optim import Drive, warmup_cosine
 
 torch.set_num_threads(1)
@@ -481,3 +481,12 @@ def test_a_gpu_takes_the_steps_of_the_cpu(precision: str, clip: float | None) ->
         there.training_step([bad], 0)
         there.settle()
     assert all(torch.equal(p, before[name]) for name, p in there.named_parameters())
+
+
+def test_a_tree_is_detached_leaf_by_leaf() -> None:
+    leaf = torch.ones(2, requires_grad=True) * 2
+    tree = {"post": (leaf, [leaf + 1]), "steps": 3}
+    cut = detach_tree(tree)
+    assert not cut["post"][0].requires_grad and not cut["post"][1][0].requires_grad
+    assert torch.equal(cut["post"][1][0], leaf + 1) and cut["steps"] == 3
+    assert leaf.requires_grad

@@ -31,6 +31,7 @@ def command(name: Path) -> int:
         prefix=f".{name.name}.", dir=name.absolute().parent
     ) as scratch:
         made = _rendered(Path(scratch), name.name, package)
+        _write_schema(made / "specs" / "spec.schema.json")
         _compiled(made / "specs" / f"{package}.yaml")
         made.rename(name)
     click.echo(f"made {name}\n\n  cd {name}\n  expc lint\n  expc run generated/{package}\n  pytest")
@@ -71,6 +72,13 @@ def _rendered(scratch: Path, name: str, package: str) -> Path:
     for cache in [*made.rglob("__pycache__")]:
         shutil.rmtree(cache)
     return made
+
+
+def _write_schema(path: Path) -> None:
+    """What the first line of a spec leads editors to."""
+    from expc import schema
+
+    path.write_text(schema.text(schema.spec()), encoding="utf-8")
 
 
 def _compiled(spec: Path) -> None:

@@ -10,11 +10,9 @@ import click
 def command(component: str | None) -> int:
     """Print the JSON Schema of a spec, or of one COMPONENT such as `bce`.
 
-    Editors complete and check specs with it. Save it, `expc schema > .expc/spec.schema.json`, and
-    begin a spec with `# yaml-language-server: $schema=../.expc/spec.schema.json`.
+    Editors complete and check specs with it. Save it, `expc schema > specs/spec.schema.json`, and
+    begin a spec with `# yaml-language-server: $schema=spec.schema.json`.
     """
-    import json
-
     from expc import schema
     from expc.cli.project import near
 
@@ -23,5 +21,5 @@ def command(component: str | None) -> int:
         raise click.UsageError(
             f"There is no component `{component}`.{near(str(component), schema.names())}"
         )
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    click.echo(schema.text(found), nl=False)
     return 0

@@ -98,7 +98,7 @@ def _forward(stage: Stage, b: Builder, bound: Bound) -> tuple[Routine, dict[str,
         span = b.experiment.key(*use.path)
         build = Call(use.component.target, (width,), b.arguments(use))
         b.nets.append(Net(f"{name}_head", build, span, use.path))
-        port, shape = port_of(b, bound, name), _answer_shape(use)
+        port, shape = port_of(b, bound, name), _answer_shape(b, use)
         raw = b.value(name, port, span, shape=shape)
         if port is Prob:
             raw = b.value(f"{name}_logits", BinaryLogits, span, shape=shape)
@@ -128,8 +128,11 @@ def _features(stage: Stage, b: Builder, bound: Bound) -> tuple[tuple[Value, ...]
     return features, width
 
 
-def _answer_shape(use: Use) -> str:
+def _answer_shape(b: Builder, use: Use) -> str:
+    """For the docstring: a width that a flag turns is told by its name."""
     out = getattr(use.params, "out", None)
+    if (*use.path, "out") in b.swept:
+        return "(B, out)"
     return "(B,)" if out == 1 else f"(B, {out})" if out else "(B, ...)"
 
 
