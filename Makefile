@@ -47,6 +47,7 @@ test-slow: $(ready)
 
 generate: $(ready)
 	$(bin)/expc schema > specs/spec.schema.json
+	$(bin)/expc rule --all --format md > docs/rules.md
 	for folder in generated/*/; do $(bin)/expc compile "specs/$$(basename "$$folder").yaml" || exit; done
 	$(bin)/python -m pytest -q tests/compiler --expc-update
 

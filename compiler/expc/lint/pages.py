@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 
 from expc.findings import suggest
-from expc.lint.core import Rule, rule, rules
+from expc.lint.core import Rule, ToldRule, rule, rules
 
 EXAMPLE = """\
 expc: 1
@@ -54,8 +54,13 @@ def page(code: str) -> str:
         raise KeyError(f"there is no rule `{code}`" + (f"; {hint}" if hint else ""))
     fix = "; `expc lint --fix` mends it" if found.fixable else ""
     head = f"# {found.code} {found.name}\n\n{found.severity}{fix}\n"
-    allow = f"# expc: allow {found.name} -- why it is right here"
-    return f"{head}\n{text_of(found)}\n\n## Allow\n```yaml\n{allow}\n```\n"
+    return f"{head}\n{text_of(found)}\n\n## Allow\n{_allow(found)}\n"
+
+
+def _allow(found: type[Rule]) -> str:
+    if issubclass(found, ToldRule):
+        return "Not possible: nothing could be compiled from it."
+    return f"```yaml\n# expc: allow {found.name} -- why it is right here\n```"
 
 
 def text_of(found: type[Rule]) -> str:
