@@ -227,7 +227,10 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Everything one generated module does. `driver` runs it; a program without nets is a call of its driver alone."""
+    """Everything one generated module does. `driver` runs it; a program without nets is a call of its driver alone.
+
+    `own` names the user's code that it uses and the text of that code: results of other code are other results.
+    """
 
     stage: str
     name: str
@@ -243,6 +246,7 @@ class Program:
     flags: tuple[Flag, ...]
     logged: tuple[str, ...]
     inputs: tuple[Artifact, ...] = ()
+    own: tuple[tuple[str, str], ...] = ()
     structural: frozenset[tuple[str | int, ...]] = frozenset()
 
     def with_phases(self, phases: tuple[Phase, ...]) -> Program:

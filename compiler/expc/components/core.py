@@ -48,7 +48,7 @@ class Component:
     """A declaration. Its torch code lives in the runtime, under `target`.
 
     `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
-    runtime's own default holds: a test compares the two.
+    runtime's own default holds: a test compares the two. `own` marks a user's code, and `fingerprint` names its text.
     """
 
     family: Family
@@ -63,6 +63,7 @@ class Component:
     better: Literal["higher", "lower", ""] = ""
     traits: frozenset[str] = frozenset()
     own: bool = False
+    fingerprint: str = ""
 
     def fields(self) -> list[str]:
         """Names a user may write, in declaration order."""

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, create_model
 from expc.components.core import Column, Component, Family, Form, Params
 from expc.components.data import COLUMN_PORTS
 from expc.findings import Edit, Finding, Span, suggest
+from expc.fingerprint import fingerprint
 from expc.ir import PORTS, Any_, Port
 from expc.signatures import NotFound, Parameter, Signature, signature
 
@@ -54,6 +55,7 @@ def own_component(
             inputs=tuple(parameter.name for parameter in found.methods.get("forward", ())),
             better=_better(found) if family == "metric" else "",
             own=True,
+            fingerprint=fingerprint(target.partition(":")[0], root),
         ),
         None,
     )

@@ -61,6 +61,15 @@ class Builder:
         """A path of the spec, from this stage on."""
         return path[len(self.stage.path) :]
 
+    def own(self) -> tuple[tuple[str, str], ...]:
+        """The user's code that the stage uses, and the fingerprint of its text."""
+        used = {
+            use.component.target: use.component.fingerprint
+            for use in self.stage.every_use()
+            if use.component.own
+        }
+        return tuple(sorted(used.items()))
+
     def parts(self) -> list[str]:
         """The parts of the stage's model as a spec names them: `backbone`, `heads.policy`."""
         maps = self.stage.maps

@@ -13,6 +13,7 @@ from typing import TypeVar
 from expc.components.core import Use
 from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
+from expc.fingerprint import sources
 from expc.lint.allows import apply
 from expc.lint.cache import Need
 from expc.lint.core import (
@@ -278,14 +279,16 @@ def _needs(written: Document, base: Experiment, space: Space) -> Iterator[Need]:
 def _code(use: Use, root: Path) -> Iterator[Need]:
     """The file behind a component that did not come with this tool."""
     if use.component.own:
+        module = use.component.target.split(":")[0]
         try:
-            yield "text", str(find(use.component.target.split(":")[0], root))
+            files = sources(module, root) or [find(module, root)]
         except NotFound:
             return
+        yield from (("text", str(file)) for file in files)
     elif not use.component.params.__module__.startswith("expc."):
-        module = sys.modules[use.component.params.__module__]
-        if module.__file__:
-            yield "text", module.__file__
+        declared = sys.modules[use.component.params.__module__]
+        if declared.__file__:
+            yield "text", declared.__file__
 
 
 __all__ = ["Checked", "check"]

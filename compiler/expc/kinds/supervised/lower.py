@@ -57,6 +57,7 @@ def lower(stage: Stage, b: Builder) -> Program:
         run=_run(stage, b),
         logged=tuple(logged(stage)),
         inputs=training.starts(b, stage.shape.init),
+        own=b.own(),
         structural=frozenset(b.structural),
         flags=b.flags(),
     )

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # own code
 import lab
 from lab import Bend, Line, Scale, ShareUnder, SignSgd
 
-PROGRAM = "c009dcd74f72e568"  # names this program; a result carries it beside its values
+PROGRAM = "d13ce0f16e11af2c"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
