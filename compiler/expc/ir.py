@@ -315,3 +315,4 @@ class Plan:
     axes: tuple[str, ...]
     seeds: tuple[int, ...]
     runs: int
+    excluded: int = 0

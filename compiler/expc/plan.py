@@ -14,7 +14,7 @@ from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
 from expc.resolve import spec_path
 from expc.source import KeyPath
-from expc.sweep import Axis, Space, Variant, axes, labels, slug, too_many
+from expc.sweep import Axis, Space, Variant, axes, labels, none_left, places, same, slug, too_many
 
 MAX_MODULES = 64
 
@@ -31,6 +31,9 @@ def plan(base: Experiment, space: Space) -> Plan:
         for variant in space.variants
         if (block := _block(base, space, variant, modules, short)).runs
     )
+    if not blocks:
+        raise SpecError(none_left(base))
+    runs = sum(block.runs for block in blocks)
     return Plan(
         experiment=base.name,
         spec=base.file,
@@ -38,9 +41,10 @@ def plan(base: Experiment, space: Space) -> Plan:
         stages=tuple(order(base)),
         modules=tuple(modules.values()),
         blocks=blocks,
-        axes=_factors(base, short),
+        axes=tuple(f"{count} {name}" for count, name in _factors(base, short)),
         seeds=tuple(base.sweep.seeds),
-        runs=sum(block.runs for block in blocks),
+        runs=runs,
+        excluded=math.prod(count for count, _ in _factors(base, short)) - runs,
     )
 
 
@@ -136,9 +140,9 @@ def _file_labels(stage: str, made: list[_Made]) -> dict[str, str]:
 def _swept(variant: Variant) -> dict[str, str]:
     """The structural point of a variant: path -> value."""
     return {
-        path: slug(value)
+        path: word
         for axis, row in variant.rows
-        for path, value in zip(axis.paths, axis.rows[row], strict=True)
+        for path, word in zip(axis.paths, axis.words[row], strict=True)
     }
 
 
@@ -174,7 +178,10 @@ def _block(
     short: Mapping[str, str],
 ) -> Block:
     looped = {
-        path: short[axis.paths[i]] for axis in space.loops for i, path in enumerate(axis.where)
+        place: short[path]
+        for axis in space.loops
+        for path in axis.paths
+        for place in places(path, variant.experiment)
     }
     stages = []
     for stage in order(variant.experiment):
@@ -202,13 +209,13 @@ def _block(
 
 
 def _checked(variant: Variant, axis: Axis, row: int) -> tuple[object, ...]:
-    cells = zip(axis.where, axis.rows[row], strict=True)
+    cells = zip(axis.paths, axis.rows[row], strict=True)
     return tuple(_held(variant, path, value) for path, value in cells)
 
 
-def _held(variant: Variant, path: KeyPath, value: object) -> object:
+def _held(variant: Variant, path: str, value: object) -> object:
     """A swept value as the field it sets holds it: `1` is `1.0` where a number with a point is wanted."""
-    field = variant.experiment.tree.get(path)
+    field = variant.experiment.tree.get(places(path, variant.experiment)[-1])
     whole = isinstance(field, float) and isinstance(value, int) and not isinstance(value, bool)
     return float(value) if whole else value  # type: ignore[arg-type]
 
@@ -234,8 +241,8 @@ def flag_name(flag: Flag) -> str:
 def _label(variant: Variant, space: Space, short: Mapping[str, str]) -> tuple[str | Name, ...]:
     parts: list[str | Name] = [variant.condition.name] if variant.condition.name else []
     for axis, row in variant.rows:
-        for path, value in zip(axis.paths, axis.rows[row], strict=True):
-            parts += [_comma(parts) + f"{short[path]}={slug(value)}"]
+        for path, word in zip(axis.paths, axis.words[row], strict=True):
+            parts += [_comma(parts) + f"{short[path]}={word}"]
     for axis in space.loops:
         for path in axis.paths:
             parts += [_comma(parts) + f"{short[path]}=", Name(short[path])]
@@ -246,32 +253,36 @@ def _comma(parts: Sequence[object]) -> str:
     return "," if parts else ""
 
 
+_Rule = tuple[tuple[str, object], ...]
+
+
 def _unless(
     base: Experiment, variant: Variant, space: Space, short: Mapping[str, str]
-) -> tuple[tuple[tuple[str, object], ...], ...] | None:
+) -> tuple[_Rule, ...] | None:
     """Exclusions that still depend on a loop; None when the whole variant is excluded."""
-    fixed = {
-        path: axis.rows[row][i] for axis, row in variant.rows for i, path in enumerate(axis.paths)
-    }
-    looped = {path: spec_path(path) for axis in space.loops for path in axis.paths}
+    fixed: dict[str, object] = {"condition": variant.condition.name}
+    for axis, row in variant.rows:
+        fixed.update(zip(axis.paths, axis.rows[row], strict=True))
+    looped = {path: axis for axis in space.loops for path in axis.paths}
     tree = variant.experiment.tree
-    left = []
+    left: list[_Rule] = []
     for excluded in base.sweep.exclude:
-        here = {p: v for p, v in excluded.items() if p != "condition"}
-        if excluded.get("condition", variant.condition.name) != variant.condition.name:
+        held = {p: fixed.get(p, tree.get(spec_path(p))) for p in excluded if p not in looped}
+        if any(same(held[path]) != same(excluded[path]) for path in held):
             continue
-        held = {p: fixed.get(p, tree.get(spec_path(p))) for p in here if p not in looped}
-        if any(held[path] != here[path] for path in held):
-            continue
-        rest = tuple(
-            (short[path], _held(variant, looped[path], value))
-            for path, value in here.items()
-            if path in looped
-        )
+        rest = [(path, value) for path, value in excluded.items() if path in looped]
         if not rest:
             return None
-        left.append(rest)
+        cells = [(path, cell) for path, value in rest for cell in _cells(looped[path], path, value)]
+        if len(cells) == len(rest):
+            left.append(tuple((short[path], _held(variant, path, cell)) for path, cell in cells))
     return tuple(left)
+
+
+def _cells(axis: Axis, path: str, value: object) -> list[object]:
+    """An excluded value as the axis writes it, if it is one of its values: `32.0` leaves out `32`."""
+    column = axis.paths.index(path)
+    return [row[column] for row in axis.rows if same(row[column]) == same(value)][:1]
 
 
 def _excluded(loops: Sequence[Loop], unless: Sequence[Sequence[tuple[str, object]]]) -> int:
@@ -288,11 +299,11 @@ def _excluded(loops: Sequence[Loop], unless: Sequence[Sequence[tuple[str, object
     return count
 
 
-def _factors(base: Experiment, short: Mapping[str, str]) -> tuple[str, ...]:
-    """What the number of runs is the product of, in words."""
+def _factors(base: Experiment, short: Mapping[str, str]) -> list[tuple[int, str]]:
+    """What the number of runs is the product of, and of what."""
     named = base.sweep.conditions
-    parts = [f"{len(named)} conditions"] if named else []
+    factors = [(len(named), "conditions")] if named else []
     for axis in axes(base.tree):
-        parts.append(f"{len(axis.rows)} {' with '.join(short[path] for path in axis.paths)}")
+        factors.append((len(axis.rows), " with ".join(short[path] for path in axis.paths)))
     seeds = len(base.sweep.seeds)
-    return (*parts, f"{seeds} seeds") if seeds > 1 else tuple(parts)
+    return [*factors, (seeds, "seeds")] if seeds > 1 else factors

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
 from expc.ir import Program
@@ -32,15 +35,40 @@ class Axis:
     rows: tuple[tuple[Any, ...], ...]
     spans: tuple[tuple[Span, ...], ...]
 
-    @property
-    def where(self) -> tuple[KeyPath, ...]:
-        """The places the axis sets."""
-        return tuple(spec_path(path) for path in self.paths)
+    @cached_property
+    def words(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as parts of names: different values have different words."""
+        columns = [_told_apart([row[i] for row in self.rows]) for i in range(len(self.paths))]
+        return tuple(zip(*columns, strict=True))
+
+    def places(self, experiment: Experiment) -> tuple[KeyPath, ...]:
+        """What the axis sets in a resolved spec."""
+        return tuple(place for path in self.paths for place in places(path, experiment))
+
+    def meets(self, experiment: Experiment, paths: Iterable[KeyPath]) -> bool:
+        """Whether the axis sets one of these paths, or something above or below one."""
+        mine = self.places(experiment)
+        return any(one[: len(two)] == two[: len(one)] for one in paths for two in mine)
 
     def row(self, index: int) -> tuple[Override, ...]:
         """The overrides of one row."""
         cells = zip(self.paths, self.rows[index], self.spans[index], strict=True)
         return tuple(Override(path, value, span) for path, value, span in cells)
+
+
+def places(path: str, experiment: Experiment) -> tuple[KeyPath, ...]:
+    """What a swept path sets in a resolved spec. A shared part of the model stands in every stage that takes it."""
+    at = spec_path(path)
+    if at[0] != "model":
+        return (at,)
+    where = experiment.tree.where
+    shared = [known for known in where if known[: len(at)] == at]
+    taken = (
+        (*stage.path, *at)
+        for stage in experiment.stages.values()
+        if any(where.get((*stage.path, *known)) == where[known] for known in shared)
+    )
+    return (at, *taken)
 
 
 @dataclass(frozen=True)
@@ -73,7 +101,6 @@ class Space:
     structural: tuple[Axis, ...]
     loops: tuple[Axis, ...]
     variants: tuple[Variant, ...]
-    swept: frozenset[KeyPath]
 
 
 def axes(tree: Tree) -> list[Axis]:
@@ -133,13 +160,11 @@ def explore(document: Document, base: Experiment) -> tuple[Space, list[Finding]]
         chosen = [axis for axis in every if axis in structural]
         loops = [axis for axis in every if axis not in structural]
         variants, findings = _variants(document, base, chosen, loops)
-        read = frozenset().union(
-            *(program.structural for variant in variants for program in variant.programs.values())
-        )
-        grown = structural | {axis for axis in loops if _touches(axis, read)}
+        grown = structural | {axis for axis in loops if _forks(axis, variants)}
         if grown == structural:
-            swept = frozenset(path for axis in loops for path in axis.where)
-            found = Space(tuple(chosen), tuple(loops), tuple(variants), swept)
+            if not (variants or findings):
+                findings = [none_left(base)]
+            found = Space(tuple(chosen), tuple(loops), tuple(variants))
             return found, list(dict.fromkeys(findings))
         structural = grown
 
@@ -156,31 +181,32 @@ def _is_word(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and bool(_SAFE.match(value)))
 
 
-def _touches(axis: Axis, read: frozenset[KeyPath]) -> bool:
+def _forks(axis: Axis, variants: Iterable[Variant]) -> bool:
+    """Whether a program depends on the axis."""
     return any(
-        path[: len(seen)] == seen or seen[: len(path)] == path
-        for path in axis.where
-        for seen in read
+        axis.meets(variant.experiment, program.structural)
+        for variant in variants
+        for program in variant.programs.values()
     )
 
 
 def _variants(
     document: Document, base: Experiment, chosen: Sequence[Axis], loops: Sequence[Axis]
 ) -> tuple[list[Variant], list[Finding]]:
-    swept = frozenset(path for axis in loops for path in axis.where)
-    unwritten = _first_rows(loops, base)
     findings: list[Finding] = []
     found = []
     for condition in conditions(base):
         points = itertools.product(*(range(len(axis.rows)) for axis in chosen))
         for rows in itertools.islice(points, MAX_VARIANTS):
             at = tuple(zip(chosen, rows, strict=True))
-            moved = (*unwritten, *_overrides(condition, at))
+            if is_excluded(base, condition, at):
+                continue
             try:
-                experiment = resolve(document, moved) if moved else base
+                experiment = _resolved(document, base, _overrides(condition, at), loops)
             except SpecError as error:
                 findings += error.findings
                 continue
+            swept = frozenset(place for axis in loops for place in axis.places(experiment))
             programs, misfits = _lowered(experiment, condition.skips, swept)
             findings += misfits
             found.append(Variant(condition, at, experiment, programs))
@@ -188,6 +214,35 @@ def _variants(
     if count > MAX_VARIANTS:
         findings.append(too_many(base, f"{count:,} structural points"))
     return found, findings
+
+
+def is_excluded(base: Experiment, condition: Condition, rows: Iterable[tuple[Axis, int]]) -> bool:
+    """Whether an exclusion leaves out a point, whatever stands on the axes that it does not name."""
+    fixed: dict[str, Any] = {"condition": condition.name}
+    for axis, row in rows:
+        fixed.update(zip(axis.paths, axis.rows[row], strict=True))
+    return any(
+        all(path in fixed and same(fixed[path]) == same(value) for path, value in rule.items())
+        for rule in base.sweep.exclude
+    )
+
+
+def _resolved(
+    document: Document, base: Experiment, moved: Sequence[Override], loops: Sequence[Axis]
+) -> Experiment:
+    """The spec at a structural point.
+
+    Where nothing there writes what a loop sets, the loop's first value stands: its flag needs a default.
+    """
+    firsts = [override for axis in loops if axis.rows for override in axis.row(0)]
+    lacking = _unwritten(firsts, base)
+    experiment = resolve(document, (*moved, *lacking)) if moved or lacking else base
+    lost = _unwritten(firsts, experiment)  # a condition or a structural value took their place
+    return resolve(document, (*moved, *lacking, *lost)) if lost else experiment
+
+
+def _unwritten(overrides: Iterable[Override], experiment: Experiment) -> list[Override]:
+    return [each for each in overrides if not experiment.is_written(spec_path(each.path))]
 
 
 def too_many(base: Experiment, what: str) -> Finding:
@@ -201,20 +256,20 @@ def too_many(base: Experiment, what: str) -> Finding:
     )
 
 
+def none_left(base: Experiment) -> Finding:
+    """Exclusions that leave nothing to run."""
+    return Finding(
+        "XC506",
+        "the exclusions leave out every run",
+        base.key("sweep", "exclude"),
+        why="nothing would run",
+        help="name the combinations that are not wanted, and no others",
+    )
+
+
 def _overrides(condition: Condition, rows: Iterable[tuple[Axis, int]]) -> tuple[Override, ...]:
     cells = [override for axis, index in rows for override in axis.row(index)]
     return (*condition.overrides, *cells)
-
-
-def _first_rows(loops: Iterable[Axis], base: Experiment) -> tuple[Override, ...]:
-    """A loop's first value, where the spec itself wrote none: the flag needs a default."""
-    return tuple(
-        override
-        for axis in loops
-        if axis.rows
-        for override in axis.row(0)
-        if not base.is_written(spec_path(override.path))
-    )
 
 
 def _lowered(
@@ -240,7 +295,7 @@ def labels(every: Sequence[Axis]) -> dict[str, str]:
         unclear = [
             path
             for path, name in short.items()
-            if (times[name] > 1 or name in _SHELL_NAMES) and depth[path] < len(keys[path])
+            if (times[name] > 1 or _is_taken(name)) and depth[path] < len(keys[path])
         ]
         if not unclear:
             return short
@@ -251,9 +306,55 @@ _SHELL_NAMES = frozenset({"seed", "seeds", "row", "experiment", "folder"})
 """Variables that a sweep script has already."""
 
 
+def _is_taken(name: str) -> bool:
+    """Whether a variable means something already: to the script, or, in capitals, to bash itself."""
+    return name in _SHELL_NAMES or (len(name) > 1 and name.isupper())
+
+
 def _variable(keys: Sequence[str]) -> str:
     name = re.sub(r"[^A-Za-z0-9_]+", "_", "_".join(keys))
     return f"_{name}" if not name or name[0].isdigit() else name
+
+
+MAX_WORD = 60
+"""Characters of one value in the name of a folder, which can't be longer than 255."""
+
+
+def _told_apart(values: Sequence[object]) -> list[str]:
+    """A word for each value: short where that tells it from the others, else as long as it takes."""
+    words = [slug(value) for value in values]
+    for longer in (_spelled, _hashed):
+        meant: dict[str, set[str]] = {}
+        for word, value in zip(words, values, strict=True):
+            meant.setdefault(word, set()).add(same(value))
+        words = [
+            word if len(meant[word]) == 1 and len(word) <= MAX_WORD else longer(value)
+            for word, value in zip(words, values, strict=True)
+        ]
+    return words
+
+
+def _spelled(value: object) -> str:
+    """A map by its keys and values, `conv_net-channels-8`; all else as short as ever."""
+    if not isinstance(value, dict):
+        return slug(value)
+    rest = (f"{key}-{_spelled(item)}" for key, item in value.items() if key != "use")
+    return "-".join([*([slug(value["use"])] if "use" in value else []), *rest])
+
+
+def _hashed(value: object) -> str:
+    return f"{slug(value)[:40]}-{digest.text(same(value))[:6]}"
+
+
+def same(value: Any) -> str:
+    """Equal for values that make equal runs: 1 and 1.0 do, 1 and `true` do not."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(same, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(sorted(f'{key}:{same(item)}' for key, item in value.items()))}}}"
+    return json.dumps(value)
 
 
 def slug(value: object) -> str:
@@ -262,6 +363,8 @@ def slug(value: object) -> str:
         return slug(value.get("use", "-".join(str(item) for item in value.values())))
     if isinstance(value, list | tuple):
         return "-".join(slug(item) for item in value)
+    if isinstance(value, int | float):
+        return number(value)
     return re.sub(r"[^A-Za-z0-9.+_-]+", "-", number(value)).strip("-") or "none"
 
 

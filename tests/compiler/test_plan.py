@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from expc import digest
 from expc.build import Compiled
 from expc.emit.render import _shell
-from expc.emit.shell import shell_file
+from expc.emit.shell import shell_file, summary
 from expc.plan import MAX_MODULES
-from expc.sweep import labels
+from expc.sweep import Axis, labels
 
 if TYPE_CHECKING:
     from tests.compiler.conftest import Project
@@ -131,6 +132,71 @@ def test_exclusions_reach_structural_axes_and_conditions(project: Project) -> No
     ]
 
 
+def test_an_excluded_choice_makes_no_file_and_need_not_fit(project: Project) -> None:
+    """`bce` on probabilities is the reason for leaving that corner out."""
+    made = project.compile(
+        project.swept(
+            "grid: {read.heads.loop.gives: [logits, prob], read.loss.loop.use: [bce, mse]}\n"
+            "exclude: [{read.heads.loop.gives: prob, read.loss.loop.use: bce}]"
+        )
+    )
+    assert files(made) == ["read_logits_bce.py", "read_logits_mse.py", "read_prob_mse.py"]
+    assert summary(made.plan) == "3 runs: 2 gives x 2 loop, less 1 excluded"
+
+
+@pytest.mark.parametrize(("batch", "count"), [("32", 3), ("32.0", 3), ("true", 4)])
+def test_an_exclusion_means_a_number_however_it_is_written(
+    project: Project, batch: str, count: int
+) -> None:
+    made = project.compile(
+        project.swept(
+            "grid: {read.data.batch: [1, 32], read.optim.lr: [0.1, 1]}\n"
+            f"exclude: [{{read.data.batch: {batch}, read.optim.lr: 1}}]"
+        )
+    )
+    assert len(runs(made)) == count
+
+
+@pytest.mark.parametrize("axis", ["read.optim.lr: [0.1]", "read.optim.use: [adam]"])
+def test_exclusions_that_leave_nothing_are_told(project: Project, axis: str) -> None:
+    excluded = axis.replace("[", "").replace("]", "")
+    (finding,) = project.findings(project.swept(f"grid: {{{axis}}}\nexclude: [{{{excluded}}}]"))
+    assert finding.message == "the exclusions leave out every run"
+
+
+def test_an_axis_reaches_into_what_a_condition_put_there(project: Project) -> None:
+    """The condition's optimizer writes no rate: the axis does."""
+    made = project.compile(
+        project.swept(
+            "conditions: {as_is: {}, plain: {read.optim: {use: sgd}}}\n"
+            "grid: {read.optim.lr: [0.1, 0.2]}"
+        )
+    )
+    stages = [line for line in walked(made) if line.startswith("stage")]
+    assert stages == [
+        f"stage read read_{use}.py -- --lr {lr} --seed 0"
+        for use in ("adamw", "sgd")
+        for lr in (0.1, 0.2)
+    ]
+
+
+@pytest.mark.parametrize("dropout", ["", ", dropout: 0.3"])
+def test_an_axis_over_a_shared_part_reaches_every_stage_that_takes_it(
+    project: Project, dropout: str
+) -> None:
+    stage = project.text[project.text.index("  read:") :]
+    project.text += stage.replace("  read:\n", "  later:\n")
+    project.text += stage.replace("  read:\n", "  own:\n    model: {backbone: {dropout: 0.5}}\n")
+    project.text = project.changed("channels: [4, 8]}", f"channels: [4, 8]{dropout}}}")
+    made = project.compile(project.swept("grid: {model.backbone.dropout: [0.1, 0.2]}"))
+    assert walked(made)[4:] == [
+        "run dropout=0.2 0",
+        "stage read read.py -- --backbone-dropout 0.2 --seed 0",
+        "stage later later.py -- --backbone-dropout 0.2 --seed 0",
+        "stage own own.py -- --seed 0",
+    ]
+
+
 def test_conditions_override_and_skip(project: Project) -> None:
     text = project.text + project.text[project.text.index("  read:") :].replace(
         "  read:\n", "  later:\n    init: {backbone: {from: read}}\n"
@@ -221,15 +287,36 @@ def test_a_swept_default_becomes_a_flag(project: Project) -> None:
         (["read.data.split.seed"], ["split_seed"]),
         (["read.data.row"], ["data_row"]),
         (["read.data.folder"], ["data_folder"]),
+        (["read.data.UID", "read.data.N"], ["data_UID", "N"]),
         (["read.optim.betas.0"], ["_0"]),
         (["read.x.$(touch y)"], ["_touch_y_"]),
     ],
 )
 def test_labels_are_short_and_one_for_each_path(paths: list[str], wanted: list[str]) -> None:
-    from expc.sweep import Axis
-
     made = labels([Axis("grid", (path,), (), ()) for path in paths])
     assert [made[path] for path in paths] == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ("[{use: conv_net, channels: [4]}, {use: conv_net, channels: [8]}]", ["conv_net-channels-4", "conv_net-channels-8"]),
+        ("[{use: conv_net}, {use: mlp, in_features: 64}]", ["conv_net", "mlp"]),
+        ("[{a: 1}, {b: 1}]", ["a-1", "b-1"]),
+        ("[a/b, a-b, c]", ["a-b-f5effa", "a-b-4a3ef9", "c"]),
+        ("[null, none]", ["none-74234e", "none-30a092"]),
+        ("[[-1, 1], [1, 1]]", ["-1-1", "1-1"]),
+        ("[1, 1.0]", ["1", "1.0"]),
+    ],
+)  # fmt: skip
+def test_different_values_have_different_words(values: str, words: list[str]) -> None:
+    rows = tuple((value,) for value in yaml.safe_load(values))
+    assert [word for (word,) in Axis("grid", ("read.x",), rows, ()).words] == words
+
+
+def test_a_word_fits_into_a_folder_s_name() -> None:
+    (word,), (other,) = Axis("grid", ("x",), (("a" * 300,), ("a" * 299,)), ()).words
+    assert word != other and len(word) < 64
 
 
 def test_a_swept_split_seed_is_not_the_run_s_seed(project: Project) -> None:
@@ -294,7 +381,7 @@ def test_a_structural_path_is_never_a_loop(project: Project) -> None:
         *(program.structural for v in made.space.variants for program in v.programs.values())
     )
     for axis in made.space.loops:
-        for path in axis.where:
+        for path in axis.places(made.experiment):
             assert not any(path[: len(seen)] == seen for seen in read)
 
 

@@ -26,13 +26,14 @@ def command(spec: Path) -> int:
     default. What is printed is a spec itself, and compiles to the same experiment.
     """
     from expc.build import load
-    from expc.sweep import axes
+    from expc.sweep import axes, places
 
     document, experiment = load(spec)
     swept = {
-        path: span
+        place: span
         for axis in axes(document.tree)
-        for path, span in zip(axis.where, axis.spans[0] if axis.spans else (), strict=False)
+        for path, span in zip(axis.paths, axis.spans[0] if axis.spans else (), strict=False)
+        for place in places(path, experiment)
     }
     click.echo("\n".join(_lines(experiment, swept)))
     return 0

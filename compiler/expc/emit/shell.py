@@ -62,7 +62,10 @@ def shell_file(plan: Plan, folder: str) -> ShellFile:
 def summary(plan: Plan) -> str:
     """How many runs there are, and of what."""
     runs = f"{plan.runs:,} run{'s' if plan.runs != 1 else ''}"
-    return f"{runs}: {' x '.join(plan.axes)}" if plan.axes else runs
+    if not plan.axes:
+        return runs
+    less = f", less {plan.excluded:,} excluded" if plan.excluded else ""
+    return f"{runs}: {' x '.join(plan.axes)}{less}"
 
 
 def _block(block: Block) -> Iterator[Quoted]:

@@ -33,7 +33,7 @@ from expc.plan import order
 from expc.resolve import Document, Override, document, resolve, spec_path
 from expc.signatures import NotFound, find
 from expc.source import Source, name_of, read
-from expc.sweep import Axis, Space, Variant, conditions, explore
+from expc.sweep import Axis, Space, Variant, conditions, explore, is_excluded
 
 EVERY_ROW = 16
 """Axes up to this length are checked at every value, longer ones at their ends and extremes."""
@@ -196,9 +196,11 @@ def _points(
     for condition in conditions(base) if places else ():
         first = next((v for v in space.variants if v.condition == condition), None)
         for rows in places if first is not None else ():
-            cells = zip(space.loops, rows, strict=True)
-            moved = [override for axis, row in cells for override in axis.row(row)]
+            at = tuple(zip(space.loops, rows, strict=True))
+            moved = [override for axis, row in at for override in axis.row(row)]
             if first is None or _stands(first, moved):
+                continue
+            if is_excluded(base, condition, (*first.rows, *at)):
                 continue
             point = _moved(written, first, moved, found)
             if point is not None:

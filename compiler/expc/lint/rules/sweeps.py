@@ -14,7 +14,7 @@ from expc.findings import Edit, Finding, Note, Span, listed, suggest
 from expc.lint.core import AxisRule, SweepRule, ToldRule
 from expc.resolve import Document, spec_path
 from expc.source import KeyPath
-from expc.sweep import Axis, Space, axes
+from expc.sweep import Axis, Space, Variant, axes, same
 
 
 class UnknownAxis(AxisRule):
@@ -169,8 +169,9 @@ class DeadAxis(SweepRule):
     code, name = "XC502", "dead-axis"
 
     def check(self, document: Document, experiment: Experiment, space: Space) -> Iterator[Finding]:
+        seen = [(variant.experiment, _seen(variant)) for variant in space.variants]
         for axis in (*space.loops, *space.structural):
-            if space.variants and len(axis.rows) > 1 and not _read(axis, space):
+            if seen and len(axis.rows) > 1 and not any(axis.meets(*each) for each in seen):
                 places = [document.tree.at(("sweep", axis.kind, path)).key for path in axis.paths]
                 named = " and ".join(f"`{path}`" for path in axis.paths)
                 yield self.finding(
@@ -181,15 +182,10 @@ class DeadAxis(SweepRule):
                 )
 
 
-def _read(axis: Axis, space: Space) -> bool:
-    """Whether a lowering looked at what the axis sets, or made a flag of it."""
-    programs = [p for variant in space.variants for p in variant.programs.values()]
-    seen = {path for p in programs for path in (*p.structural, *(flag.path for flag in p.flags))}
-    return any(
-        path[: len(each)] == each or each[: len(path)] == path
-        for path in axis.where
-        for each in seen
-    )
+def _seen(variant: Variant) -> set[KeyPath]:
+    """What the lowerings looked at, or made a flag of."""
+    programs = variant.programs.values()
+    return {path for p in programs for path in (*p.structural, *(flag.path for flag in p.flags))}
 
 
 class TooManyFiles(ToldRule):
@@ -263,7 +259,7 @@ class RepeatedValues(AxisRule):
     ) -> Iterator[Finding]:
         first: dict[str, int] = {}
         for index, value in enumerate(values):
-            other = first.setdefault(_same(value), index)
+            other = first.setdefault(same(value), index)
             if other != index:
                 span = document.tree.at((*where, index)).value
                 before = document.tree.at((*where, index - 1)).value
@@ -280,7 +276,7 @@ class RepeatedValues(AxisRule):
         first: dict[str, int] = {}
         zipped = experiment.sweep.zip
         for index, row in enumerate(zip(*zipped.values(), strict=False)):
-            other = first.setdefault(_same(row), index)
+            other = first.setdefault(same(row), index)
             if other != index:
                 where = ("sweep", "zip", next(iter(zipped)), index)
                 yield self.finding(
@@ -293,7 +289,7 @@ class RepeatedValues(AxisRule):
     def _conditions(self, document: Document, experiment: Experiment) -> Iterator[Finding]:
         first: dict[str, str] = {}
         for name, overrides in experiment.sweep.conditions.items():
-            other = first.setdefault(_same(overrides), name)
+            other = first.setdefault(same(overrides), name)
             if other != name:
                 yield self.finding(
                     f"conditions `{other}` and `{name}` are equal",
@@ -301,17 +297,6 @@ class RepeatedValues(AxisRule):
                     why="the same run would stand under two names",
                     help="keep one, or let them differ",
                 )
-
-
-def _same(value: Any) -> str:
-    """Equal for values that make equal runs: 1 and 1.0 do, 1 and `true` do not."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return repr(float(value))
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(_same, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(sorted(f'{key}:{_same(item)}' for key, item in value.items()))}}}"
-    return json.dumps(value)
 
 
 def _without(before: Span, span: Span) -> tuple[Edit, ...]:
@@ -398,7 +383,7 @@ def _no_match(
     together = {p: v for p, v in excluded.items() if p in axis.paths}
     for row in axis.rows:
         cells = dict(zip(axis.paths, row, strict=True))
-        if all(_same(cells[p]) == _same(v) for p, v in together.items()):
+        if all(same(cells[p]) == same(v) for p, v in together.items()):
             return None
     values = listed(dict.fromkeys(json.dumps(row[axis.paths.index(path)]) for row in axis.rows))
     return f"`{path}` never is {json.dumps(value)}", f"its values are {values}"
