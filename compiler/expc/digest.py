@@ -65,9 +65,11 @@ def _plain(node: Any, *, values: bool) -> Any:
 @cache
 def _telling(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass that make a difference to what runs."""
-    left_out = {*_TEXT_ONLY, "span", "structural", "swept"}
+    left_out = {*_TEXT_ONLY, "span", "structural", "swept", "logged"}
     return tuple(item.name for item in fields(kind) if item.name not in left_out)
 
 
 def _kind(value: object) -> str:
-    return "tuple" if isinstance(value, tuple) else type(value).__name__
+    if isinstance(value, tuple):
+        return f"tuple of {' | '.join(sorted({_kind(item) for item in value})) or 'int'}"
+    return type(value).__name__

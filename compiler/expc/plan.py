@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,19 @@ from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
 from expc.resolve import spec_path
 from expc.source import KeyPath
-from expc.sweep import Axis, Space, Variant, axes, labels, none_left, places, same, slug, too_many
+from expc.sweep import (
+    Axis,
+    Space,
+    Variant,
+    axes,
+    labels,
+    none_left,
+    number,
+    places,
+    same,
+    slug,
+    too_many,
+)
 
 MAX_MODULES = 64
 
@@ -178,9 +190,9 @@ def _block(
     short: Mapping[str, str],
 ) -> Block:
     looped = {
-        place: short[path]
+        place: (short[path], [row[column] for row in axis.rows])
         for axis in space.loops
-        for path in axis.paths
+        for column, path in enumerate(axis.paths)
         for place in places(path, variant.experiment)
     }
     stages = []
@@ -221,21 +233,28 @@ def _held(variant: Variant, path: str, value: object) -> object:
 
 
 def _flags(
-    program: Program, module: Module, looped: Mapping[KeyPath, str]
+    program: Program, module: Module, looped: Mapping[KeyPath, tuple[str, Sequence[object]]]
 ) -> tuple[tuple[str, object | Name], ...]:
     defaults = {flag.field: flag.default for flag in module.program.flags}
     given: list[tuple[str, object | Name]] = []
     for flag in program.flags:
         if flag.path in looped:
-            given.append((flag_name(flag), Name(looped[flag.path])))
+            name, values = looped[flag.path]
+            given.append((_joined(flag, values), Name(name)))
         elif flag.default != defaults[flag.field]:
-            given.append((flag_name(flag), flag.default))
+            given.append((_joined(flag, [flag.default]), flag.default))
     return tuple(given)
+
+
+def _joined(flag: Flag, values: Iterable[object]) -> str:
+    """A flag's name, with `=` where a value could be read as a flag: `--shift=-1e-05`."""
+    firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
+    return flag_name(flag) + ("=" if any(number(v).startswith("-") for v in firsts) else "")
 
 
 def flag_name(flag: Flag) -> str:
     """The command-line flag of a field."""
-    return "--" + flag.field.rstrip("_").replace("_", "-")
+    return "--" + flag.field.replace("_", "-")
 
 
 def _label(variant: Variant, space: Space, short: Mapping[str, str]) -> tuple[str | Name, ...]:

@@ -283,12 +283,19 @@ def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None,
     own = {key: value for key, value in raw.items() if key != "use" and key not in slot_fields}
     of_slot = {key: raw[key] for key in slot_fields if key in raw}
     owner = f"`{name}`"
-    findings: list[Finding] = []
+    findings = []
+    if component.params.model_config.get("extra") == "allow":
+        findings = [_bad_name(key, tree, (*path, key)) for key in own if not _is_argument(key)]
     params = _validated(component.params, own, tree, path, owner, slot_fields, findings)
     shape = _validated(slot.shape, of_slot, tree, path, owner, [], findings) if slot.shape else None
     if findings or params is None:
         return None, findings
     return Use(component, params, path, shape), []
+
+
+def _is_argument(key: str) -> bool:
+    """Whether a key can be printed as a keyword argument."""
+    return key.isidentifier() and not keyword.iskeyword(key)
 
 
 def _validated(

@@ -58,11 +58,10 @@ def _stage(stage: StageRun, point: Mapping[str, str], seed: int) -> list[str]:
 
 
 def _flag(flag: str, value: object, point: Mapping[str, str]) -> list[str]:
-    if isinstance(value, Name):
-        return [flag, point[value.text]]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, shell_value(value)]
+    text = point[value.text] if isinstance(value, Name) else shell_value(value)
+    return [flag + text] if flag.endswith("=") else [flag, text]
 
 
 def _words(recorded: Iterator[list[str]]) -> Iterator[bytes]:

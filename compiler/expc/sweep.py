@@ -160,7 +160,9 @@ def explore(document: Document, base: Experiment) -> tuple[Space, list[Finding]]
         chosen = [axis for axis in every if axis in structural]
         loops = [axis for axis in every if axis not in structural]
         variants, findings = _variants(document, base, chosen, loops)
-        grown = structural | {axis for axis in loops if _forks(axis, variants)}
+        grown = structural | {
+            axis for axis in loops if _forks(axis, variants) or _is_mixed(axis, variants)
+        }
         if grown == structural:
             if not (variants or findings):
                 findings = [none_left(base)]
@@ -188,6 +190,31 @@ def _forks(axis: Axis, variants: Iterable[Variant]) -> bool:
         for variant in variants
         for program in variant.programs.values()
     )
+
+
+def _is_mixed(axis: Axis, variants: Iterable[Variant]) -> bool:
+    """Whether an argument of the user's own, of no declared type, is given several: a flag reads one."""
+    for column, path in enumerate(axis.paths):
+        for variant in variants:
+            tree = variant.experiment.tree
+            for place in places(path, variant.experiment):
+                if _is_untyped(place, variant.experiment):
+                    kinds = {type(row[column]) for row in axis.rows} | {type(tree.get(place))}
+                    if len(kinds) > 1:
+                        return True
+    return False
+
+
+def _is_untyped(place: KeyPath, experiment: Experiment) -> bool:
+    for stage in experiment.stages.values():
+        for use in stage.every_use():
+            if use.component.own and use.path == place[:-1]:
+                declared = use.component.params.model_fields.get(str(place[-1]))
+                return declared is None or declared.annotation not in _TYPES
+    return False
+
+
+_TYPES = tuple(each for kind in (int, float, str, bool) for each in (kind, kind | None))
 
 
 def _variants(

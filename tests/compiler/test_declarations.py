@@ -86,6 +86,9 @@ def test_defaults_are_those_of_the_runtime(component: Component, target: str) ->
         if name in FILLED[component.family] or name == "columns":
             continue
         declared = _default(component, name)
+        if name == "in_features":  # later parts are given it
+            assert parameter.required and component.needs_width and declared is None
+            continue
         assert (declared is ...) == parameter.required, name
         if not parameter.required:
             assert _plain(declared) == _plain(parameter.default), name

@@ -128,18 +128,62 @@ def test_a_part_is_given_the_width_before_it_unless_the_spec_says_one(project: P
     """Both would be two values for one argument."""
     project.write(
         "lab.py",
-        "class Mix:\n    def __init__(self, width: int = 3): ...\n    def forward(self, x): ...",
+        "class Mix:\n    def __init__(self, rate: float = 0.1, in_features: int = 3): ...\n"
+        "    def forward(self, x): ...\n"
+        "class Plain:\n    def __init__(self, rate: float = 0.1): ...\n    def forward(self, x): ...",
     )
     text = project.changed(
         "model:\n",
-        "model:\n  lead: {use: mlp, in_features: 64}\n  mix: {use: 'lab:Mix'}\n"
-        "  fixed: {use: 'lab:Mix', width: 9}\n  tail: {use: mlp, in_features: 3}\n",
+        "model:\n  lead: {use: mlp, in_features: 64}\n  mix: {use: 'lab:Mix', rate: 0.2}\n"
+        "  fixed: {use: 'lab:Mix', in_features: 9}\n  plain: {use: 'lab:Plain'}\n  tail: {use: mlp}\n",
     ).replace("  backbone: {use: conv_net, channels: [4, 8]}\n", "")
     built = {net.name: net.build for net in program(project, text).nets}
-    assert built["mix"].args == (ir.Name("self.lead.out_features"),)
-    for name in ("lead", "fixed", "tail"):
-        assert built[name].args == ()
+    given = {name: dict(call.kwargs).get("in_features") for name, call in built.items()}
+    assert given["mix"] == ir.Name("self.lead.out_features")
+    assert given["tail"] == ir.Name("self.plain.out_features")
+    assert isinstance(given["fixed"], Flag) and "in_features" not in dict(built["plain"].kwargs)
     assert built["digit_head"].args == (ir.Name("self.tail.out_features"),)
+
+
+def test_a_first_part_must_be_told_its_width(project: Project) -> None:
+    (finding,) = project.findings(
+        project.changed("{use: conv_net, channels: [4, 8]}", "{use: mlp, hidden: [4]}")
+    )
+    assert finding.message == "`mlp` needs `in_features`"
+
+
+def test_arguments_that_forward_may_go_without_are_no_inputs(project: Project) -> None:
+    """They are taken when the data has such a column, or the spec binds one."""
+    project.write(
+        "lab.py",
+        "class Net:\n    def __init__(self): ...\n    def forward(self, image, mask=None, zero=None): ...",
+    )
+    text = project.changed("{use: conv_net, channels: [4, 8]}", "{use: 'lab:Net'}")
+    bare = text.replace("'lab:Net'", "'lab:Bare'")
+    project.write(
+        "lab.py",
+        (project.root / "lab.py").read_text()
+        + "\nclass Bare:\n    def __init__(self): ...\n    def forward(self, image, mask=None): ...\n",
+    )
+    bound = bare.replace("batch: 64,", "batch: 64, inputs: {mask: even},")
+    names = [
+        [value.name for value in program(project, each).routines[0].ins] for each in (bare, bound)
+    ]
+    assert names == [["image"], ["image", "even"]]
+
+
+def test_two_heads_never_share_a_variable(project: Project) -> None:
+    """A head that gives probabilities has its logits in a variable of their own."""
+    text = project.text.replace(
+        "      loop: {use: linear_head, out: 1}",
+        "      loop_logits: {use: linear_head, out: 1}\n      loop: {use: linear_head, out: 1, gives: prob}",
+    )
+    text = text.replace(
+        "      loop: {use: bce, weight: 0.5}",
+        "      loop: {use: mse}\n      loop_logits: {use: bce, target: even}",
+    )
+    (finding,) = project.findings(text)
+    assert finding.message == "two values would be named `loop_logits`"
 
 
 def test_weights_that_nobody_wrote_are_no_factors(project: Project) -> None:
@@ -316,9 +360,10 @@ def test_a_lowering_never_reads_a_flag(spec: Path, monkeypatch: pytest.MonkeyPat
     from expc.lower import lower
 
     for variant in made.space.variants:
+        swept = {place for axis in made.space.loops for place in axis.places(variant.experiment)}
         for name, stage in variant.experiment.stages.items():
             if name not in variant.condition.skips:
-                lower(variant.experiment, stage, made.space.swept)
+                lower(variant.experiment, stage, swept)
     assert seen
 
 

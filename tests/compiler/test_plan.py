@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import tracemalloc
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from expc import digest
 from expc.build import Compiled
 from expc.emit.render import _shell
 from expc.emit.shell import shell_file, summary
-from expc.plan import MAX_MODULES
+from expc.plan import MAX_MODULES, flag_name
+from expc.runs import records
 from expc.sweep import Axis, labels
 
 if TYPE_CHECKING:
@@ -440,3 +442,108 @@ def test_the_plan_s_text_grows_with_the_axes_and_not_with_their_product(project:
 
 def test_shell_is_free_of_the_project_s_place(project: Project, tmp_path: Path) -> None:
     assert str(tmp_path) not in script(project.compile())
+
+
+# ------------------------------------------------------------------------------------------- own arguments
+
+OWN = """\
+class Net:
+    def __init__(self, shift: float = 0.0, scale=1, sizes=(1, 2), gain: "float | None" = None,
+                 copy: bool = False, model_config: int = 1, _state: int = 0) -> None: ...
+    def forward(self, image): ...
+class Open:
+    def __init__(self, **options) -> None: ...
+    def forward(self, image): ...
+class Rows:
+    columns = {"image": "features", "digit": "class", "loop": "prob"}
+    def __init__(self, split_val: float = 0.5, float: int = 1, seed: int = 3) -> None: ...
+    def tensors(self): ...
+class Head:
+    def __init__(self, out: int) -> None: ...
+"""
+
+
+@pytest.fixture
+def own(project: Project) -> Project:
+    """The spec with a net of the user's own."""
+    project.write("lab.py", OWN)
+    project.text = project.changed("{use: conv_net, channels: [4, 8]}", "{use: 'lab:Net'}")
+    return project
+
+
+def test_a_value_that_looks_like_a_flag_is_joined_to_its_own(own: Project) -> None:
+    made = own.compile(
+        own.swept(
+            "conditions: {a: {model.backbone.sizes: [3]}, b: {model.backbone.sizes: [-1, 2]}}\n"
+            "grid: {model.backbone.shift: [-1.0e-5, 2]}"
+        )
+    )
+    first, _, second, _ = [line for line in walked(made) if line.startswith("stage")]
+    assert first == "stage read read.py -- --backbone-shift=-1e-05 --seed 0"
+    assert second == "stage read read.py -- --backbone-sizes=-1,2 --backbone-shift=-1e-05 --seed 0"
+    assert (
+        "--backbone-shift=-1e-05 --seed 2"
+        in own.render(own.swept("grid: {model.backbone.shift: [-1.0e-5, 2]}")).files["read.py"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("axis", "wanted"),
+    [
+        ("model.backbone.scale: [1, 1.5, 2]", ["read_1.py", "read_1_5.py"]),
+        ("model.backbone.scale: [1, 2]", ["read.py"]),
+        ("model.backbone.gain: [1, 1.5]", ["read.py"]),
+        ("model.backbone.sizes: [[1, 2], [1.5]]", ["read_1_2.py", "read_1_5.py"]),
+    ],
+)
+def test_a_flag_reads_one_type(own: Project, axis: str, wanted: list[str]) -> None:
+    """Where no type is declared, values of two types are two programs."""
+    made = own.compile(own.swept(f"grid: {{{axis}}}"))
+    assert files(made) == wanted
+    for words in records(made.plan):
+        if words[0] == "stage":
+            module = next(m for m in made.plan.modules if m.file == words[2])
+            fields = {flag_name(flag): flag.default for flag in module.program.flags}
+            for flag, text in itertools.pairwise(words):
+                if isinstance(fields.get(flag), int | float):
+                    type(fields[flag])(text)  # type: ignore[call-overload]
+
+
+def test_fields_never_share_a_name_nor_hide_a_type(own: Project) -> None:
+    text = own.text.replace("use: digits,", "use: 'lab:Rows', split_val: 0.3, float: 2, seed: 4,")
+    (module,) = own.compile(text).plan.modules
+    fields = [flag.field for flag in module.program.flags]
+    assert len(set(fields)) == len(fields)
+    assert not {"float", "seed"} & set(fields)
+
+
+def test_names_that_the_validator_uses_are_ordinary_arguments(own: Project) -> None:
+    text = own.text.replace("'lab:Net'", "'lab:Net', copy: true")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (module,) = own.compile(text).plan.modules
+    assert "backbone_copy" in {flag.field for flag in module.program.flags}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("'lab:Net'", "'lab:Open', foo-bar: 1", "`foo-bar` is not a name"),
+        ("'lab:Net'", "'lab:Open', lambda: 1", "`lambda` is a word of Python"),
+        ("'lab:Net'", "'lab:Net', shift: .inf", "`shift` takes a finite number, not `inf`"),
+        ("'lab:Net'", "'lab:Net', scale: .nan", "`scale` takes a finite number"),
+        ("'lab:Net'", "'lab:Net', sizes: [1, .inf]", "`sizes` takes a finite number"),
+        ("linear_head, out: 10", "'lab:Head', out: 10", "`lab:Head` takes no `in_features`, the width of what the head reads"),
+    ],
+)  # fmt: skip
+def test_what_can_t_be_printed_is_told(own: Project, old: str, new: str, message: str) -> None:
+    (finding,) = own.findings(own.text.replace(old, new))
+    assert finding.message == message
+
+
+def test_a_class_of_one_s_own_may_be_called_path(own: Project) -> None:
+    own.write("lab.py", OWN.replace("class Net", "class Path"))
+    text = own.text.replace("lab:Net", "lab:Path")
+    printed = own.render(text).files["read.py"]
+    assert "from pathlib import Path" in printed
+    assert "self.backbone = lab.Path()" in printed

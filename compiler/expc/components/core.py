@@ -47,7 +47,8 @@ class Column:
 class Component:
     """A declaration. Its torch code lives in the runtime, under `target`.
 
-    `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
+    `inputs` are the arguments of a model's `forward`, and `optional` those that it may go without.
+    `needs_width` says that a first part of a model must be told `in_features`; later parts are given it. `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
     runtime's own default holds: a test compares the two. `own` marks a user's code, and `fingerprint` names its text.
     """
 
@@ -60,6 +61,8 @@ class Component:
     columns: Mapping[str, Column] = field(default_factory=dict)
     rows: int | None = None
     inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    needs_width: bool = False
     better: Literal["higher", "lower", ""] = ""
     traits: frozenset[str] = frozenset()
     own: bool = False

@@ -24,7 +24,9 @@ class ConvNet(Params):
 class Mlp(Params):
     """Parameters of `mlp`."""
 
-    in_features: Width = Field(description="numbers in one sample, flattened")
+    in_features: Width | None = Field(
+        None, description="numbers in one sample, flattened; a later part is given it"
+    )
     hidden: list[Width] = Field([64, 64], min_length=1, description="width of each layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of features dropped in training")
 
@@ -44,7 +46,7 @@ MODELS = (
     ),
     Component(
         "model", "mlp", "fully connected layers", Mlp,
-        "expc_runtime.models:MLP", (Form((Features,)),), inputs=("features",),
+        "expc_runtime.models:MLP", (Form((Features,)),), inputs=("features",), needs_width=True,
     ),
 )  # fmt: skip
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from expc.components.core import Column, Component, Family, Form, Params
 from expc.components.data import COLUMN_PORTS
@@ -39,20 +41,24 @@ def own_component(
     try:
         forms = _forms(family, found)
         columns = dict(_columns(found)) if family == "data" else {}
+        params = _params(family, found)
     except ValueError as error:
         return None, Finding(
             "XC106", f"`{target}` {error}", span, help="change its signature, or wrap it"
         )
+    taken = found.methods.get("forward", ())
     return (
         Component(
             family=family,
             name=target,
             about="your own",
-            params=_params(family, found),
+            params=params,
             target=target,
             forms=forms,
             columns=columns,
-            inputs=tuple(parameter.name for parameter in found.methods.get("forward", ())),
+            inputs=tuple(parameter.name for parameter in taken if parameter.required),
+            needs_width=any(p.name == "in_features" and p.required for p in found.parameters),
+            optional=tuple(parameter.name for parameter in taken if not parameter.required),
             better=_better(found) if family == "metric" else "",
             own=True,
             fingerprint=fingerprint(target.partition(":")[0], root),
@@ -81,17 +87,42 @@ def _not_found(target: str, error: NotFound, span: Span) -> Finding:
 
 
 def _params(family: Family, found: Signature) -> type[Params]:
+    """The parameters that a spec may set. Raises `ValueError` where one must be set, and can't."""
     fields: dict[str, Any] = {}
     for parameter in found.parameters:
         if parameter.name in _GIVEN[family]:
             continue
-        default = ... if parameter.required else parameter.default
+        if parameter.name.startswith("_") or parameter.name in _UNSETTABLE:
+            if parameter.required:
+                raise ValueError(f"takes `{parameter.name}`, a name that a spec can't set")
+            continue
+        given_later = family == "model" and parameter.name == "in_features"
+        default = ... if parameter.required and not given_later else parameter.default
         fields[parameter.name] = (_annotation(parameter), Field(default))
-    config = ConfigDict(extra="allow" if found.open else "forbid", frozen=True, strict=True)
-    model: type[Params] = create_model(found.name, __base__=Params, **fields)
-    model.model_config = config
-    model.model_rebuild(force=True)
+    extra: Literal["allow", "forbid"] = "allow" if found.open else "forbid"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a parameter may be called `copy` or `schema`
+        model: type[Params] = create_model(found.name, __base__=Params, **fields)
+        model.model_config = ConfigDict({**Params.model_config, "extra": extra})
+        model.model_rebuild(force=True)
     return model
+
+
+_UNSETTABLE = frozenset(name for name in dir(Params) if name.startswith("model_"))
+"""Names of the validator itself."""
+
+
+def _finite(value: Any) -> Any:
+    """A value that can be written down in a module."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _finite(item)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("takes a finite number")
+    return value
+
+
+_Anything = Annotated[Any, AfterValidator(_finite)]
 
 
 _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
@@ -100,9 +131,10 @@ _TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool}
 def _annotation(parameter: Parameter) -> Any:
     """A type that the spec's value is checked against; anything where the source is not plain."""
     try:
-        return _type_of(ast.parse(parameter.annotation, mode="eval").body)
+        found = _type_of(ast.parse(parameter.annotation, mode="eval").body)
     except SyntaxError:
-        return Any
+        found = Any
+    return _Anything if found is Any else found
 
 
 def _type_of(node: ast.expr) -> Any:
@@ -110,12 +142,15 @@ def _type_of(node: ast.expr) -> Any:
         return _TYPES.get(node.id, Any)
     if isinstance(node, ast.Constant) and node.value is None:
         return type(None)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _type_of(ast.parse(node.value, mode="eval").body)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         left, right = _type_of(node.left), _type_of(node.right)
         return Any if Any in (left, right) else left | right
     if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("tuple", "list", "Sequence"):
         inner = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
-        return list[_type_of(inner)]  # type: ignore[misc]
+        item = _type_of(inner)
+        return list[_Anything if item is Any else item]  # type: ignore[misc]
     return Any
 
 
@@ -127,6 +162,10 @@ def _forms(family: Family, found: Signature) -> tuple[Form, ...]:
         if update is None or len(update) < 2:
             raise ValueError("has no `update(self, pred, target)`, which a metric needs")
         return (Form((_named_port(update[0]), _named_port(update[1]))),)
+    if family == "head" and not (
+        found.open or any(p.name == "in_features" for p in found.parameters)
+    ):
+        raise ValueError("takes no `in_features`, the width of what the head reads")
     if family == "model" and "forward" not in found.methods:
         raise ValueError("has no `forward`, which a model needs")
     return (Form((Any_,)),)

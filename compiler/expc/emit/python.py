@@ -148,7 +148,7 @@ def python_file(
 ) -> PythonFile:
     """A module's text, piece by piece, for the template."""
     program = module.program
-    imports = Imports(frozenset(own_root), {program.name, "Config", "main"})
+    imports = Imports(frozenset(own_root), {program.name, "Config", "main", "PROGRAM", "Path"})
     for target in ("dataclasses:dataclass", "expc_runtime.flags:Run", "expc_runtime.flags:start"):
         imports.call(target)
     stem = module.file.removesuffix(".py")
@@ -158,7 +158,7 @@ def python_file(
     own_imports = imports.own()
     if own_imports:
         imports.whole.add("sys")
-        imports.call("pathlib:Path")
+        imports.found["pathlib"] = {"Path"}
     return PythonFile(
         path=path,
         spec=spec,
@@ -186,8 +186,13 @@ def prose(text: str) -> str:
 
 def _example(program: Program) -> str:
     swept = [flag for flag in program.flags if flag.swept]
-    parts = [f"{flag_name(flag)} {shell_value(flag.default)}" for flag in swept[:1]]
-    return " ".join([*parts, "--seed 2"])
+    return " ".join([*map(given, swept[:1]), "--seed 2"])
+
+
+def given(flag: Flag) -> str:
+    """A flag with its default, as a person would type it."""
+    value = shell_value(flag.default)
+    return f"{flag_name(flag)}={value}" if value.startswith("-") else f"{flag_name(flag)} {value}"
 
 
 def shell_value(value: object) -> str:

@@ -17,11 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expc import digest
 from expc.emit import shell
-from expc.emit.python import PythonFile, prose, python_file, shell_value
+from expc.emit.python import PythonFile, given, prose, python_file
 from expc.emit.shell import quote, shell_file
 from expc.experiment import Experiment
 from expc.ir import Block, Name, Plan
-from expc.plan import flag_name
 from expc.source import KeyPath
 
 LOCK = "expc.lock.json"
@@ -249,5 +248,5 @@ def _runs(block: Block) -> _Runs:
 def _by_hand(plan: Plan, folder: str) -> str:
     module = plan.modules[0]
     swept = [flag for flag in module.program.flags if flag.swept]
-    flags = " ".join(f"{flag_name(flag)} {shell_value(flag.default)}" for flag in swept)
+    flags = " ".join(map(given, swept))
     return " ".join(filter(None, [f"{folder}/{module.file}", flags, "--seed 0"]))

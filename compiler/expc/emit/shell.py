@@ -128,7 +128,11 @@ def _stage(stage: StageRun) -> str:
 
 def _flag(flag: str, value: object | Name) -> list[str]:
     if isinstance(value, Name):
-        return [flag, f'"${value.text}"']
+        return _worded(flag, f'"${value.text}"')
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
-    return [flag, quote(shell_value(value))]
+    return _worded(flag, quote(shell_value(value)))
+
+
+def _worded(flag: str, value: str) -> list[str]:
+    return [flag + value] if flag.endswith("=") else [flag, value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import keyword
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,10 @@ from expc.ir import (
 )
 from expc.source import KeyPath
 
-_TAKEN_FLAGS = ("seed", "out", "device", "smoke")
+_TAKEN_FIELDS = frozenset(
+    {"seed", "out", "device", "smoke", "int", "float", "str", "bool", "tuple"}
+)
+"""Flags of every run, and the types that the fields of `Config` are declared with."""
 
 
 @dataclass
@@ -304,11 +308,16 @@ def field_names(experiment: Experiment, stage: Stage) -> dict[KeyPath, str]:
     short = {path: _short(path[2:]) for path in leaves}
     count = Counter(short.values())
     names: dict[KeyPath, str] = {}
+    taken: set[str] = set()
     for path, name in short.items():
-        clash = count[name] > 1 or name in _TAKEN_FLAGS
-        long = "_".join(str(key).rstrip("_") for key in path[2:])
-        chosen = long if clash else name
-        names[path] = f"{chosen}_" if keyword.iskeyword(chosen) else chosen
+        clash = count[name] > 1 or name in _TAKEN_FIELDS or keyword.iskeyword(name)
+        chosen = first = "_".join(map(str, path[2:])) if clash else name
+        for number in itertools.count(2):
+            if chosen not in taken:
+                break
+            chosen = f"{first}_{number}"
+        taken.add(chosen)
+        names[path] = chosen
     return names
 
 

@@ -203,7 +203,7 @@ IMPORTED = frozenset(sys.stdlib_module_names) | {
 }  # fmt: skip
 """Modules that a run imports: a generated file of that name would hide them, as it stands first on the path."""
 
-_CLASSES = frozenset({"Batch", "Config", "Drive", "Module", "Run", "Tensor"})
+_CLASSES = frozenset({"Batch", "Config", "Drive", "Module", "Path", "Run", "Tensor"})
 
 
 def class_name(stage: str) -> str:

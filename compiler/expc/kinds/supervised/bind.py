@@ -177,7 +177,9 @@ def _inputs(stage: Stage, b: Builder, columns: list[Value]) -> tuple[Value, ...]
     b.static("data", "inputs")
     known = {value.name: value for value in columns}
     features = [value for value in columns if value.port in (Features, Any_)]
-    wanted = list(use.component.inputs)
+    optional = use.component.optional
+    offered = [n for n, name in enumerate(optional, 1) if name in renamed or name in known]
+    wanted = [*use.component.inputs, *optional[: max(offered, default=0)]]
     if not renamed and len(wanted) == 1 and wanted[0] not in known and len(features) == 1:
         return (features[0],)
     found = []

@@ -32,6 +32,7 @@ from expc.kinds.builder import Builder
 from expc.kinds.names import clashes, class_name, hides_module, replaced
 from expc.kinds.supervised.bind import Bound, bind, port_of
 from expc.kinds.supervised.shape import OPTIMIZER, Supervised, logged
+from expc.shape import missing_key
 
 
 def lower(stage: Stage, b: Builder) -> Program:
@@ -40,7 +41,7 @@ def lower(stage: Stage, b: Builder) -> Program:
     forward, heads = _forward(stage, b, bound)
     doc = _doc(bound, heads)
     losses = _losses(b, bound, heads)
-    b.findings += _misnamed(stage, b, bound)
+    b.findings += _misnamed(stage, b, bound, heads)
     return Program(
         stage=stage.name,
         name=class_name(stage.name),
@@ -63,7 +64,7 @@ def lower(stage: Stage, b: Builder) -> Program:
     )
 
 
-def _misnamed(stage: Stage, b: Builder, bound: Bound) -> Iterator[Finding]:
+def _misnamed(stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]) -> Iterator[Finding]:
     """Names of the spec that meet in the generated class."""
 
     def places(key: str, ending: str = "") -> list[tuple[str, Span]]:
@@ -71,6 +72,7 @@ def _misnamed(stage: Stage, b: Builder, bound: Bound) -> Iterator[Finding]:
 
     nets = [*places("model"), *places("metrics")] if "metrics" in stage.maps else places("model")
     converted = [place for ending in ("_prob", "_probs") for place in places("heads", ending)]
+    converted += [(f"{v.name}_logits", v.span) for v in heads.values() if v.port is Prob]
     columns = [(value.name, value.span) for value in bound.columns.values()]
     total = [(f"total_{OPTIMIZER}", b.experiment.key(*b.path("loss")))]
     yield from hides_module(stage.name, b.experiment.key(*stage.path))
@@ -97,7 +99,8 @@ def _forward(stage: Stage, b: Builder, bound: Bound) -> tuple[Routine, dict[str,
     for name, use in stage.maps["heads"].items():
         b.static("heads", name, "use")
         span = b.experiment.key(*use.path)
-        build = Call(use.component.target, (width,), b.arguments(use))
+        first, told = ((), (("in_features", width),)) if use.component.own else ((width,), ())
+        build = Call(use.component.target, first, (*told, *b.arguments(use)))
         b.nets.append(Net(f"{name}_head", build, span, use.path))
         port, shape = port_of(b, bound, name), _answer_shape(b, use)
         raw = b.value(name, port, span, shape=shape)
@@ -117,16 +120,22 @@ def _features(stage: Stage, b: Builder, bound: Bound) -> tuple[tuple[Value, ...]
     for name, use in stage.maps["model"].items():
         b.static("model", name, "use")
         span = b.experiment.key(*use.path)
-        given = use.component.fields()[:1]
-        follows = features != bound.inputs and given and given[0] not in use.written
-        first = (width,) if follows else ()
-        b.nets.append(
-            Net(name, Call(use.component.target, first, b.arguments(use)), span, use.path)
-        )
+        told = b.arguments(use)
+        if "in_features" in use.component.fields() and "in_features" not in use.written:
+            if features != bound.inputs:
+                told = (("in_features", width), *told)
+            elif use.component.needs_width:
+                b.findings.append(_no_width(b, use))
+        b.nets.append(Net(name, Call(use.component.target, (), told), span, use.path))
         out = b.value("features", Features, span)
         b.emit("call", (out,), f"self.{name}", features, use.path)
         features, width = (out,), Name(f"self.{name}.out_features")
     return features, width
+
+
+def _no_width(b: Builder, use: Use) -> Finding:
+    about = use.component.params.model_fields["in_features"].description or "numbers in one sample"
+    return missing_key("in_features", b.experiment.tree, use.path, f"`{use.name}`", about)
 
 
 def _answer_shape(b: Builder, use: Use) -> str:

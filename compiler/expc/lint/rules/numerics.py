@@ -294,7 +294,8 @@ def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str]]:
             yield (*data.path, "split", "seed"), "no rows are held out"
         first = next(iter(stage.maps.get("model", {}).values()), None)
         for name in data.slot.inputs if first is not None else ():
-            if first is not None and first.component.inputs and name not in first.component.inputs:
+            taken = first.component.inputs + first.component.optional if first is not None else ()
+            if first is not None and taken and name not in taken:
                 part = first.path[-1]
                 yield (*data.path, "inputs", name), f"model part `{part}` takes no `{name}`"
     optim = stage.uses.get("optim")

@@ -24,7 +24,7 @@ from expc_runtime.models import ConvNet, LinearHead
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, linear
 
-PROGRAM = "35152974c41c47ce"  # names this program; a result carries it beside its values
+PROGRAM = "629cdcec89e39884"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
