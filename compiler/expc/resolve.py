@@ -194,15 +194,15 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     if "model" in slots and isinstance(tree.get(("model",)), dict):
         tree = _share_model(tree, path)
         raw = tree.get(path)
+    shape = None
     try:
         shape = kind.shape.model_validate(raw)
     except ValidationError as error:
-        owner = f"a {kind.name} stage"
-        return tree, None, findings + retell(error, tree, path, owner, _owners(kind.shape))
+        findings += retell(error, tree, path, f"a {kind.name} stage", _owners(kind.shape))
     uses: dict[str, Use] = {}
     maps: dict[str, dict[str, Use]] = {}
     for key, slot in slots.items():
-        if key not in raw:
+        if not isinstance(raw.get(key), dict):
             continue
         if slot.many:
             maps[key] = {}
@@ -217,6 +217,8 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
             findings += more
             if use is not None:
                 uses[key] = use
+    if shape is None:
+        return tree, None, findings
     every = (*uses.values(), *(use for many in maps.values() for use in many.values()))
     given = [(use.path, model) for use in every for model in (use.params, use.slot) if model]
     tree = _with_defaults(_with_defaults(tree, given), [(path, shape)], leave=frozenset(slots))

@@ -154,7 +154,8 @@ def _expected(detail: ErrorDetails) -> str:
     context = detail.get("ctx", {})
     match detail["type"]:
         case "literal_error":
-            return f"is one of {_choices(context)}"
+            several = " or " in _choices(context)
+            return f"is one of {_choices(context)}" if several else f"is {_choices(context)}"
         case "greater_than":
             return f"must be above {context['gt']:g}"
         case "greater_than_equal":
@@ -197,6 +198,8 @@ def _help(
         return "write a number without quotes" + (
             "; an exponent needs a point, as in `3.0e-4`" if "e" in value.lower() else ""
         )
+    if detail["type"] == "list_type" and isinstance(value, int | float | str):
+        return f"write `[{value}]`"
     model = _model_at(fields, loc)
     about = _about(fields, model, loc) if loc else ""
     return about or "see `expc schema`"

@@ -85,3 +85,8 @@ def test_all_rules_in_a_list_and_as_pages(expc) -> None:
 @pytest.mark.parametrize("argv", [(), ("XC101", "--all"), ("XC999",), ("no-such-rule",)])
 def test_what_names_no_rule_is_refused(expc, argv: tuple[str, ...]) -> None:
     assert expc("rule", *argv).code == 2
+
+
+def test_a_near_rule_is_offered(expc) -> None:
+    said = expc("rule", "bce-on-probability")
+    assert said.err.endswith("did you mean `bce-on-probabilities`?\n")

@@ -117,6 +117,7 @@ def test_values_are_typed_as_their_fields_hold_them(project: Project) -> None:
         ("batch: 64", "batch: 64.0", "`batch` takes a whole number, not `64.0`"),
         ("batch: 64", "batch: yes", "`batch` takes a whole number, not `true`"),
         ("batch: 64", "batch: '64'", "`batch` takes a whole number, not the text `64`"),
+        ("batch: 64", "batch: 64, split: {val: 0.5, test: 0.5}", "`split` holds out every row"),
         ("batch: 64", "batch: 0", "`batch` must be at least 1, not `0`"),
         ("lr: 1.0e-3", "lr: 1e-3", "`lr` takes a number, not the text `1e-3`"),
         ("lr: 1.0e-3", "lr: -1.0", "`lr` must be above 0, not `-1.0`"),
@@ -154,6 +155,8 @@ def test_everything_that_is_wrong_is_told_at_once(project: Project) -> None:
     text = project.changed("batch: 64", "batch: 0").replace("lr: 1.0e-3", "rate: 1")
     text = text.replace("use: brier", "use: briar")
     assert {f.code for f in project.findings(text)} == {"XC101", "XC103", "XC104"}
+    mistyped = project.findings(text.replace("until: {epochs: 2}", "untill: {epochs: 2}"))
+    assert len(mistyped) == 5, "a key of the stage hides nothing inside it"
 
 
 def test_a_near_word_is_offered_as_an_edit(project: Project) -> None:

@@ -22,7 +22,8 @@ def command(name: str | None, every: bool, form: str) -> int:
             click.echo(page(name).rstrip())
         except KeyError as error:
             said = str(error.args[0])
-            raise click.UsageError(f"{said[0].upper()}{said[1:]}.") from None
+            stop = "" if said.endswith("?") else "."
+            raise click.UsageError(f"{said[0].upper()}{said[1:]}{stop}") from None
         return 0
     if form == "md":
         click.echo("\n\n".join(page(rule.code).rstrip() for rule in rules()))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expc.components.core import Column, Component, Params, Use
 from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Features, Port, Prob, Real
@@ -35,6 +35,14 @@ class Split(Params):
     val: Share = Field(0.0, description="share of rows for validation")
     test: Share = Field(0.0, description="share of rows measured once, at the end")
     seed: int = Field(0, ge=0, description="seed of the permutation that splits")
+
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> Self:
+        if self.val + self.test >= 1:
+            raise ValueError(
+                f"holds out every row: val {self.val:g} and test {self.test:g}, together below 1"
+            )
+        return self
 
 
 class DataSlot(Params):

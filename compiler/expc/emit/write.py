@@ -65,7 +65,7 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
     owned = _owned(folder, old)
     edited = [name for name in _edited(folder, old, rendered) if name not in owned]
     if edited and not force:
-        raise SpecError(*(_hand_edited(name, shown) for name in edited))
+        raise SpecError(*(_hand_edited(name, shown, str(rendered.lock["spec"])) for name in edited))
     folder.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     unchanged: list[str] = []
@@ -130,13 +130,13 @@ def _edited(folder: Path, old: Mapping[str, Any], rendered: Rendered) -> list[st
     return edited
 
 
-def _hand_edited(name: str, shown: str) -> Finding:
+def _hand_edited(name: str, shown: str, spec: str) -> Finding:
     return Finding(
         "XC902",
         f"`{shown}/{name}` was edited by hand",
         Span(f"{shown}/{name}", 1, 1),
         why="compiling would throw the edit away",
-        help=f"keep it: `expc own {shown}/{name}`; throw it away: `expc compile --force`",
+        help=f"keep it: `expc own {shown}/{name}`; throw it away: `expc compile --force {spec}`",
     )
 
 

@@ -25,17 +25,17 @@ def fix_file(path: Path) -> tuple[str, ...]:
     """
     path = path.resolve()
     root = project_root(path)
-    done: list[str] = []
+    done: list[tuple[int, str]] = []
     dropped: set[tuple[str, str]] = set()
     for _ in range(ROUNDS):
         made = _round(path, root, dropped)
         if not made:
             break
         done += made
-    return tuple(done)
+    return tuple(line for _, line in sorted(done, key=lambda each: each[0]))
 
 
-def _round(path: Path, root: Path, dropped: set[tuple[str, str]]) -> list[str]:
+def _round(path: Path, root: Path, dropped: set[tuple[str, str]]) -> list[tuple[int, str]]:
     checked = check(path, root)
     fixable = [
         finding
@@ -55,7 +55,7 @@ def _round(path: Path, root: Path, dropped: set[tuple[str, str]]) -> list[str]:
             continue
         _write(path, mark + mended.encode("utf-8"))
         if _mended(finding, checked.findings, check(path, root).findings):
-            done.append(f"{finding.span}: {finding.code} {_said(finding)}")
+            done.append((finding.span.line, f"{finding.span}: {finding.code} {_said(finding)}"))
         else:
             _write(path, before)
             dropped.add((finding.code, finding.message))

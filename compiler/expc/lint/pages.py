@@ -51,7 +51,10 @@ def page(code: str) -> str:
     if found is None:
         choices = [word for each in rules() for word in (each.code, each.name)]
         hint = suggest(code, choices)
-        raise KeyError(f"there is no rule `{code}`" + (f"; {hint}" if hint else ""))
+        raise KeyError(
+            f"there is no rule `{code}`"
+            + (f"; {hint}" if hint else "; `expc rule --all` lists them")
+        )
     fix = "; `expc lint --fix` mends it" if found.fixable else ""
     head = f"# {found.code} {found.name}\n\n{found.severity}{fix}\n"
     return f"{head}\n{text_of(found)}\n\n## Allow\n{_allow(found)}\n"

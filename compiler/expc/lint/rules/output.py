@@ -136,7 +136,8 @@ class HandEdited(FolderRule):
                     f"`{shown}` was edited by hand",
                     _at(experiment),
                     why="compiling would throw the edit away",
-                    help=f"keep it: `expc own {shown}`; throw it away: `expc compile --force`",
+                    help=f"keep it: `expc own {shown}`; throw it away: "
+                    f"`expc compile --force {experiment.file}`",
                 )
 
 
