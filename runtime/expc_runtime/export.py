@@ -136,6 +136,8 @@ def _recorded(result: Result) -> dict[str, Column]:
 
 
 def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
+    if not run.is_dir():
+        raise MissingInput(f"there is no folder {run}")
     folder = resolve(run)
     result = read_result(folder)
     if result is None:

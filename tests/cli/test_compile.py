@@ -154,6 +154,7 @@ def test_a_deleted_file_is_ours_again(project: Path, expc) -> None:
         ("generated/small/raed.py", "Did you mean `read.py`?"),
         ("generated/small/expc.lock.json", "can't be yours"),
         ("specs/small.yaml", "holds no expc.lock.json"),
+        ("generated/smal/read.py", "There is no file `generated/smal/read.py`"),
     ],
 )
 def test_only_generated_files_can_be_owned(project: Path, expc, file: str, says: str) -> None:

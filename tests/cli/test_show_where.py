@@ -124,7 +124,9 @@ def test_there_and_back(project: Path, expc) -> None:
 def test_a_line_that_is_the_same_for_every_spec_has_no_place(project: Path, expc) -> None:
     expc("compile", "specs/small.yaml")
     said = expc("where", "generated/small/read.py:1")
-    assert said.code == 1 and "same for every spec" in said.out
+    assert said.code == 1 and "no one value of the spec" in said.out
+    beyond = expc("where", "generated/small/read.py:9999")
+    assert beyond.code == 2 and " lines." in beyond.err
     assert expc("where", "specs/small.yaml:1").code == 1
 
 

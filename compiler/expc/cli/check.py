@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,11 @@ def command(specs: tuple[Path, ...]) -> int:
         )
     total = len(chosen) + len(orphans)
     if differing or orphans:
-        click.echo(f"{differing + len(orphans)} of {total} generated folders are out of date")
+        one = differing + len(orphans) == 1
+        click.echo(
+            f"{differing + len(orphans)} of {total} generated folder{'s' if total > 1 else ''} "
+            f"{'is' if one else 'are'} out of date"
+        )
         return 1
     folders = "1 generated folder is" if total == 1 else f"{total} generated folders are"
     click.echo(f"{folders} up to date" if total else "there are no generated folders")
@@ -66,6 +71,7 @@ def _orphans(root: Path) -> list[Folder]:
 
 def _fresh(spec: Path) -> bool:
     from expc.build import compiled, folder_of, shown
+    from expc.cli.project import seen
     from expc.emit.render import render
     from expc.emit.write import stale
 
@@ -76,7 +82,8 @@ def _fresh(spec: Path) -> bool:
     for file, (there, wanted) in differing.items():
         click.echo("".join(_diff(f"{name}/{file}", there, wanted)), nl=False)
     if differing:
-        click.echo(f"{name} is not what {made.experiment.file} compiles to: expc compile {spec}\n")
+        mend = f"expc compile {shlex.quote(seen(spec))}"
+        click.echo(f"{name} is not what {made.experiment.file} compiles to: {mend}\n")
     return not differing
 
 

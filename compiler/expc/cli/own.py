@@ -18,6 +18,8 @@ def command(file: Path) -> int:
     from expc.cli.project import LOCK, generated, near, seen
     from expc.emit.write import own, read_lock
 
+    if not file.parent.is_dir():
+        raise click.UsageError(f"There is no file `{file}`.")
     folder = generated(file.parent)
     lock = read_lock(folder.path)
     names = list(lock.get("files", {}))
@@ -30,4 +32,8 @@ def command(file: Path) -> int:
         return 0
     own(folder.path, file.name)
     click.echo(f"{seen(file)} is yours; expc will not touch it again")
+    if file.suffix == ".py":
+        click.echo(
+            "results are told apart by its PROGRAM line: change that when what it trains changes"
+        )
     return 0

@@ -57,7 +57,7 @@ def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:
 
     differing = stale(rendered, folder)
     owned = read_lock(folder).get("owned", [])
-    shared = {module.file: f"  ({_sharers(made, module.file)})" for module in made.plan.modules}
+    shared = {module.file: _sharers(made, module.file) for module in made.plan.modules}
     rows = {}
     for file in dict.fromkeys((*rendered.files, *differing)):
         there, wanted = differing.get(file, ("", ""))
@@ -69,8 +69,12 @@ def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:
             said = "would be removed"
         else:
             said = "new" if there is None else "would change"
-        rows[file] = said + shared.get(file, "")
-    return rows
+        rows[file] = said
+    wide = max((len(said) for file, said in rows.items() if file in shared), default=0)
+    return {
+        file: f"{said:<{wide}}  ({shared[file]})" if file in shared else said
+        for file, said in rows.items()
+    }
 
 
 def _sharers(made: Compiled, file: str) -> str:

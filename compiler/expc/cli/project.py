@@ -61,10 +61,13 @@ def generated(given: Path) -> Folder:
     """The folder a person named. Raises `click.UsageError` when nothing was compiled there."""
     from expc.project import project_root
 
+    if not given.exists():
+        raise click.UsageError(f"There is no folder `{given}`.")
     found = folder(given, project_root(given))
     if found is None:
         raise click.UsageError(
-            f"`{given}` was not written by expc: it holds no {LOCK}. Compile a spec first, or name one."
+            f"`{given}` was not written by expc: it holds no {LOCK}. Name a folder such as "
+            "generated/digits; `expc compile` makes it from a spec."
         )
     return found
 

@@ -59,7 +59,7 @@ def _folder(given: Path) -> Path | None:
     elif _stale(folder.spec, folder.path):
         click.echo(
             f"{given} is not what its spec compiles to; running what is there "
-            f"(to mend that: expc compile {_relative(folder.spec)})",
+            f"(to mend that: expc compile {shlex.quote(str(_relative(folder.spec)))})",
             err=True,
         )
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -61,6 +62,8 @@ def refuse(spec: Path) -> bool:
     warnings = [f for f in report.findings if not f.code.startswith("XC9")]  # those, it mends
     warnings = [f for f in warnings if report.severity(f) == "warning"]
     if warnings:
-        count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
-        click.echo(f"{report.file}: {count}; expc lint {spec} shows them", err=True)
+        one = len(warnings) == 1
+        count = "1 warning" if one else f"{len(warnings)} warnings"
+        shows = f"expc lint {shlex.quote(str(spec))} shows {'it' if one else 'them'}"
+        click.echo(f"{report.file}: {count}; {shows}", err=True)
     return False

@@ -54,10 +54,13 @@ def _of_generated(file: Path, line: int, root: Path, place: str) -> int:
     from expc.cli.project import generated
 
     folder = generated(file.parent)
+    count = len(file.read_text(encoding="utf-8", errors="replace").splitlines())
+    if line > count:
+        raise click.UsageError(f"`{file}` has {count} lines.")
     behind = [link for link in _links(folder.path, root) if link.file.endswith(f"/{file.name}")]
     around = [link for link in behind if link.first <= line <= link.last]
     if not around:
-        click.echo(f"{place} is the same for every spec; no value is behind it")
+        click.echo(f"{place}: no one value of the spec is behind this line")
         return 1
     link = min(around, key=lambda link: link.last - link.first)
     click.echo(f"{link.path}")
