@@ -586,6 +586,14 @@ def test_table_fits_120_columns(conditions: list[str], metrics: list[str], value
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_a_figure_too_large_to_read_is_a_power_of_ten(tmp_path: Path) -> None:
+    plan = [Task(1, f"a,seed={seed}", "a", seed, "read", key=seed) for seed in "01"]
+    for task, loss in zip(plan, (1.5e26, 2.7e28), strict=True):
+        status = Status(state="done", key=task.key, attempt=1, seconds=3.0)
+        fill(tmp_path, task, status, finished(task.key, 0.5, loss))
+    assert "1.36e+28 ±1.90e+28 [2]" in table(plan, tmp_path)
+
+
 def test_every_figure_of_the_last_split_has_a_column(tmp_path: Path) -> None:
     names = [f"test/figure_{number}" for number in range(12)]
     plan = [Task(1, "a,seed=0", "a", "0", "read", key="k")]

@@ -16,6 +16,7 @@ __all__ = ["duration", "standing", "table", "tally"]
 _WIDTH = 120
 _NAME = 46  # widest condition
 _NOTES = 20
+_LARGE = 1e6
 
 
 @dataclass
@@ -220,9 +221,14 @@ def _figures(figures: list[_Figure | None]) -> list[str]:
 def _parts(figure: _Figure | None, places: int) -> tuple[str, str, str]:
     if figure is None:
         return "-", "", ""
-    spread = "" if figure.spread is None else f"±{figure.spread:.{places}f}"
-    floor = f"[{figure.floor:.{places}f}]" if figure.floors else ""
-    return f"{figure.mean:.{places}f}", spread, floor
+    spread = "" if figure.spread is None else f"±{_number(figure.spread, places)}"
+    floor = f"[{_number(figure.floor, places)}]" if figure.floors else ""
+    return _number(figure.mean, places), spread, floor
+
+
+def _number(value: float, places: int) -> str:
+    """A figure at that many places; one too large to be read so as a power of ten."""
+    return f"{value:.{places}f}" if abs(value) < _LARGE else f"{value:.2e}"
 
 
 def _places(figures: list[_Figure]) -> int:
