@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from expc.components.core import Use
 from expc.findings import Span
 from expc.source import KeyPath, Source
-from expc.spec import Shape, Sweep
+from expc.spec import Sweep
 from expc.tree import Tree, Where
-
-
-class Kind(Protocol):
-    """What a kind of stage brings: the shape of its spec, what it logs, and how it is lowered."""
-
-    name: str
-    shape: type[Shape]
 
 
 @dataclass(frozen=True)
@@ -37,6 +30,14 @@ class Stage:
     def path(self) -> KeyPath:
         """Where the stage stands in the spec."""
         return ("stages", self.name)
+
+    @property
+    def parts(self) -> list[str]:
+        """The parts of its net as a spec names them: `backbone`, `heads.policy`."""
+        return [
+            *self.maps.get("model", {}),
+            *(f"heads.{name}" for name in self.maps.get("heads", {})),
+        ]
 
     def every_use(self) -> Iterator[Use]:
         """All components of the stage."""

@@ -18,6 +18,7 @@ from expc.components.own import own_component
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, Span, SpecError, listed, suggest
 from expc.kinds import KINDS
+from expc.kinds.names import TAKEN
 from expc.shape import missing_key, nested, retell, unknown_key
 from expc.source import KeyPath, Source, read
 from expc.spec import Header, Shape, Slot
@@ -147,7 +148,7 @@ def _checked_name(name: str, tree: Tree, path: KeyPath) -> list[Finding]:
     return [_bad_name(name, tree, path)]
 
 
-_TAKEN = frozenset({"self", "cfg", "batch", "features", "losses", "floors", *dir(builtins)}) - {
+_TAKEN = TAKEN.union(dir(builtins)) - {
     "input", "filter", "hash", "map", "type", "range", "format", "id", "object", "sum", "min", "max",
 }  # fmt: skip
 
@@ -379,6 +380,8 @@ def _filled(
             data[key] = _plain(value)
         elif isinstance(value, BaseModel):
             data[key] = _filled(tree, here, value, where)
+        elif isinstance(value, dict) and all(isinstance(v, BaseModel) for v in value.values()):
+            data[key] = {k: _filled(tree, (*here, k), v, where) for k, v in value.items()}
         else:
             data[key] = _plain(value)
     return data

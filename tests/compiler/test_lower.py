@@ -172,6 +172,22 @@ def test_arguments_that_forward_may_go_without_are_no_inputs(project: Project) -
     assert names == [["image"], ["image", "even"]]
 
 
+def test_a_column_may_be_called_what_the_methods_use(project: Project) -> None:
+    """An autoencoder of a column called `losses` still reaches the module of that name."""
+    text = project.text.replace(
+        "use: digits,", "use: arrays, file: x.npz, columns: {losses: real},"
+    )
+    text = text[: text.index("    heads:")] + (
+        "    heads: {out: {use: linear_head, out: 4}}\n"
+        "    loss: {out: {use: mse, target: losses}}\n"
+        "    optim: {use: sgd}\n    until: {epochs: 1}\n"
+    )
+    text = text.replace("{use: conv_net, channels: [4, 8]}", "{use: mlp, in_features: 4}")
+    text = text.replace("batch: 64,", "batch: 64, inputs: {features: losses},")
+    made = program(project, text)
+    assert "term expc_runtime.losses:mse out_loss <- out losses_input" in routine(made, "losses")
+
+
 def test_two_heads_never_share_a_variable(project: Project) -> None:
     """A head that gives probabilities has its logits in a variable of their own."""
     text = project.text.replace(

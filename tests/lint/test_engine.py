@@ -310,3 +310,55 @@ def test_findings_in_a_base_spec_name_the_base(project: Path) -> None:
         "base",
     )
     assert report(child).findings == ()
+
+
+# ------------------------------------------------------------------------------------------------ hand-offs
+
+TWO_STAGES = """\
+stages:
+  first:
+    kind: supervised
+    data: {use: digits, batch: 64, split: {val: 0.2}}
+    heads: {digit: {use: linear_head, out: 10}}
+    loss: {digit: {use: cross_entropy}}
+    optim: {use: adamw}
+    until: {epochs: 3}
+    monitor: {digit: val/digit}
+  second:
+    kind: supervised
+    data: {use: digits, batch: 64, split: {val: 0.2}}
+    heads: {policy: {use: linear_head, out: 10}}
+    loss: {policy: {use: cross_entropy, target: digit}}
+    optim: {use: adamw}
+    until: {epochs: 3}
+    init: INIT
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "wanted"),
+    [
+        ("{backbone: {from: first}}", []),
+        ("{heads.policy: {from: first, part: heads.digit}}", []),
+        ("{heads.policy: {from: first}}", ["stage `first` has no part `heads.policy` to give"]),
+        ("{policy_head: {from: first}}", ["stage `second` has no part `policy_head` to start"]),
+    ],
+)
+def test_a_head_s_weights_can_be_handed_over(project: Path, init: str, wanted: list[str]) -> None:
+    found = report(write(project, completed(TWO_STAGES.replace("INIT", init))))
+    assert [finding.message for finding in found.findings] == wanted
+
+
+def test_a_key_that_nobody_wrote_can_be_swept(project: Path) -> None:
+    spec = completed(TWO_STAGES.replace("INIT", "{backbone: {from: first}}"))
+    spec += "sweep: {grid: {second.init.backbone.best: [null, digit]}}\n"
+    assert codes(report(write(project, spec))) == []
+
+
+def test_points_that_are_excluded_are_not_looked_at(project: Path) -> None:
+    spec = completed("name: example\n").replace("sweep:", "unused:")
+    swept = "sweep: {grid: {read.optim.lr: [1.0e-3, 9.0], read.data.batch: [8, 16]}, exclude: [{read.optim.lr: 9.0}]}\n"
+    assert codes(report(write(project, spec + swept))) == []
+    assert "XC402" in codes(
+        report(write(project, spec + swept.replace("9.0}]", "9.0, read.data.batch: 8}]")))
+    )

@@ -74,11 +74,6 @@ class Builder:
         }
         return tuple(sorted(used.items()))
 
-    def parts(self) -> list[str]:
-        """The parts of the stage's model as a spec names them: `backbone`, `heads.policy`."""
-        maps = self.stage.maps
-        return [*maps.get("model", {}), *(f"heads.{name}" for name in maps.get("heads", {}))]
-
     def static(self, *keys: str | int) -> object:
         """The value at a path; its code depends on it from now on."""
         path = self.path(*keys)

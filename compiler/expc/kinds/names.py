@@ -206,6 +206,10 @@ IMPORTED = frozenset(sys.stdlib_module_names) | {
 _CLASSES = frozenset({"Batch", "Config", "Drive", "Module", "Path", "Run", "Tensor"})
 
 
+TAKEN = frozenset({"batch", "features", "floors", "losses", "self", "cfg"})
+"""Variables and modules that the methods of a generated class use."""
+
+
 def class_name(stage: str) -> str:
     """The class of a stage's module: `read_digits` is `ReadDigits`."""
     name = "".join(word.capitalize() for word in stage.split("_"))

@@ -130,7 +130,7 @@ def starts(b: Builder, shapes: Mapping[str, Init]) -> tuple[Artifact, ...]:
         best = f"/best_{init.best}" if init.best else ""
         there = f"#{attribute(init.part)}" if init.part else ""
         source = f"{init.file or f'stage:{init.from_}{best}'}{there}"
-        if part not in b.parts():
+        if part not in b.stage.parts:
             b.findings.append(_no_part(b, part))
         found.append(Artifact(attribute(part), source, b.experiment.key(*path), path))
     return tuple(found)
@@ -142,8 +142,8 @@ def attribute(part: str) -> str:
 
 
 def _no_part(b: Builder, part: str) -> Finding:
-    hint = suggest(part, b.parts())
-    choices = listed(b.parts())
+    hint = suggest(part, b.stage.parts)
+    choices = listed(b.stage.parts)
     return Finding(
         "XC213",
         f"stage `{b.stage.name}` has no part `{part}` to start",

@@ -22,7 +22,7 @@ from expc.ir import (
     Value,
 )
 from expc.kinds.builder import Builder
-from expc.kinds.names import is_local
+from expc.kinds.names import TAKEN, is_local
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def _shape(column: Column) -> str:
 
 
 def _as_input(value: Value, heads: Mapping[str, Use]) -> Value:
-    """A column under the name that the net reads it by: its own, unless a head has that."""
-    return replace(value, name=f"{value.name}_input") if value.name in heads else value
+    """A column under the name that the net reads it by: its own, unless that means something else there."""
+    taken = value.name in heads or value.name in TAKEN
+    return replace(value, name=f"{value.name}_input") if taken else value
 
 
 def _as_target(value: Value) -> Value:

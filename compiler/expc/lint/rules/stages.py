@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from expc.experiment import Experiment, Stage
-from expc.findings import Edit, Finding, Note, Span, listed, suggest
+from expc.findings import Edit, Finding, Note, listed, suggest
 from expc.lint.core import SpecRule, StageRule, ToldRule
 from expc.lint.readings import Edge, column, logged_names, longer, metrics, span_of, terms
 from expc.sweep import Variant
@@ -495,7 +495,7 @@ class UnknownPart(SpecRule):
     """A part starts from weights, and the net has no part of that name; or it takes a part that the other has not.
 
     The optimizer would train a random part that the spec says was pre-trained. Parts are the entries of `model`, and
-    `NAME_head` for each head.
+    `heads.NAME` for each head.
 
     ## Bad
     ```yaml
@@ -541,31 +541,23 @@ class UnknownPart(SpecRule):
     code, name = "XC213", "unknown-part"
 
     def check(self, experiment: Experiment) -> Iterator[Finding]:
+        """The part that is taken. The lowering tells of one that would take it and is not there."""
         for stage in experiment.stages.values():
-            here = parts(stage)
             for part, start in getattr(stage.shape, "init", {}).items():
-                path = (*stage.path, "init", part)
-                if part not in here:
-                    yield self._told(experiment.key(*path), part, stage, here)
                 there = experiment.stages.get(start.from_ or "")
                 taken = start.part or part
-                if there is not None and part in here and taken not in parts(there):
-                    place = experiment.value(*path, "part" if start.part else "from")
-                    yield self._told(place, taken, there, parts(there))
-
-    def _told(self, span: Span, part: str, stage: Stage, known: list[str]) -> Finding:
-        hint = suggest(part, known)
-        return self.finding(
-            f"stage `{stage.name}` has no part `{part}`",
-            span,
-            why="the weights would go nowhere, and what they were for would start at random",
-            help=f"{hint} (parts: {listed(known)})" if hint else f"parts: {listed(known)}",
-        )
-
-
-def parts(stage: Stage) -> list[str]:
-    """The parts of a stage's net that weights may be loaded into."""
-    return [*stage.maps.get("model", {}), *(f"{head}_head" for head in stage.maps.get("heads", {}))]
+                if there is not None and part in stage.parts and taken not in there.parts:
+                    path = (*stage.path, "init", part, "part" if start.part else "from")
+                    hint = suggest(taken, there.parts)
+                    parts = f"parts: {listed(there.parts)}"
+                    yield self.finding(
+                        f"stage `{there.name}` has no part `{taken}` to give",
+                        experiment.value(*path),
+                        why=f"`{part}` of stage `{stage.name}` would start at random",
+                        help=f"{hint} ({parts})"
+                        if hint
+                        else f"say `part:` with one of its {parts}",
+                    )
 
 
 class UnknownBest(SpecRule):
