@@ -296,6 +296,15 @@ def test_a_skipped_stage_is_not_judged(project: Path) -> None:
     assert codes(report(spec)) == []
 
 
+def test_a_condition_that_leaves_every_stage_out_is_told(project: Path) -> None:
+    stage = EXAMPLE.partition("  read:\n")[2]
+    text = f"{EXAMPLE}  again:\n{stage}    init: {{backbone: {{from: read}}}}\n"
+    text += "sweep: {conditions: {both: {}, cold: {read: skip"
+    (finding,) = report(write(project, text + "}}}\n")).findings
+    assert finding.code == "XC502" and "`again` starts from `read`" in finding.why
+    assert codes(report(write(project, text + ", again.init: {}}}}\n"))) == []
+
+
 def test_findings_in_a_base_spec_name_the_base(project: Path) -> None:
     write(project, completed("accumulate: 50\n"), "base")
     child = write(project, "expc: 1\nname: child\nabout: What is inherited?\nextends: base.yaml\n")

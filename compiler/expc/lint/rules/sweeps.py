@@ -180,6 +180,30 @@ class DeadAxis(SweepRule):
                     why=f"its {len(axis.rows)} values give equal runs under different names",
                     help="turn on what it belongs to, or leave the axis out",
                 )
+        idle = {v.condition.name: left for v in space.variants if (left := _left_out(v))}
+        for condition, left in idle.items():
+            waits = [f"`{stage}` starts from `{on}`" for stage, on in left.items() if on]
+            first = next((stage for stage, on in left.items() if on), "")
+            yield self.finding(
+                f"condition `{condition}` runs nothing",
+                document.tree.at(("sweep", "conditions", condition)).key,
+                why="; ".join([f"it skips {listed(s for s in left if not left[s])}", *waits]),
+                help=f"let `{first}` start afresh, `{first}.init: {{}}`, or leave the condition out"
+                if first
+                else "leave the condition out",
+            )
+
+
+def _left_out(variant: Variant) -> dict[str, str]:
+    """Stage -> the skipped one that it starts from, "" for one that is skipped itself; empty if any stage runs."""
+    stages = variant.experiment.stages
+    left = {name: "" for name in stages if name in variant.condition.skips}
+    for _ in stages:
+        for name, stage in stages.items():
+            on = next((parent for parent in stage.parents if parent in left), "")
+            if on and name not in left:
+                left[name] = on
+    return left if len(left) == len(stages) else {}
 
 
 def _seen(variant: Variant) -> set[KeyPath]:
