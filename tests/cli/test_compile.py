@@ -138,6 +138,22 @@ def test_an_owned_file_stays_when_the_spec_no_longer_has_it(project: Path, expc)
     assert expc("check").code == 0
 
 
+@pytest.mark.parametrize("edited", [False, True])
+def test_an_edited_file_is_another_program_once_owned(project: Path, expc, edited: bool) -> None:
+    expc("compile", "specs/small.yaml")
+    file = project / "generated/small/read.py"
+    before = _program(file)
+    if edited:
+        file.write_text(file.read_text() + "# mine\n")
+    said = expc("own", "generated/small/read.py")
+    assert (_program(file) != before) is edited
+    assert len(_program(file)) == len(before) and "PROGRAM" in said.out
+
+
+def _program(file: Path) -> str:
+    return next(line for line in file.read_text().splitlines() if line.startswith("PROGRAM"))[:28]
+
+
 def test_a_deleted_file_is_ours_again(project: Path, expc) -> None:
     expc("compile", "specs/small.yaml")
     expc("own", "generated/small/read.py")

@@ -164,6 +164,14 @@ def test_edited_code_is_named(ran: Path, expc, edit) -> None:
     assert "4  read: what `read.py` does has changed" in said.out
 
 
+def test_a_file_that_was_edited_and_owned_is_read_as_it_lies(ran: Path, expc) -> None:
+    file = ran / "generated/small/read.py"
+    file.write_text(file.read_text() + "# mine\n")
+    expc("own", "generated/small/read.py")
+    said = expc("plan", "specs/small.yaml")
+    assert "4  read: what `read.py` does has changed" in said.out
+
+
 def test_runs_that_left_the_plan_are_counted_and_kept(ran: Path, expc, edit) -> None:
     edit("seeds: [0, 1]", "seeds: [0]")
     said = expc("plan", "specs/small.yaml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,19 @@ def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Itera
     if plan.runs > _MANY and not (root / "runs" / plan.experiment).is_dir():
         yield "Nothing has run yet"
         return
-    standing = compare(plan, rendered, root)
+    standing = compare(plan, _as_it_runs(rendered, folder), root)
     rows = {stage: _instances(there) for stage, there in standing.stages.items()}
     yield f"Stages against runs/{plan.experiment}\n{_aligned(rows)}"
     yield from _lost(standing)
+
+
+def _as_it_runs(rendered: Rendered, folder: Path) -> Rendered:
+    """What was rendered, but for files that are the user's: those run as they lie there."""
+    from expc.emit.write import read_lock
+
+    own = [folder / name for name in read_lock(folder).get("owned", []) if name in rendered.files]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in own if file.is_file()}
+    return replace(rendered, files={**rendered.files, **texts})
 
 
 def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:
