@@ -46,8 +46,10 @@ sweep() {
     case $1 in
       --list) mode=list ;;
       --status) mode=status ;;
-      --only) options+=(--only "${2?--only takes a pattern}"); shift ;;
-      --jobs) jobs=${2?--jobs takes a number}; shift ;;
+      --only | --jobs)
+        (( $# > 1 )) || { echo "sweep: $1 takes a value" >&2; return 2; }
+        if [[ $1 == --jobs ]]; then jobs=$2; else options+=(--only "$2"); fi
+        shift ;;
       --smoke) options+=(--smoke); root+=.smoke ;;
       --help | -h) usage; return 0 ;;
       *) usage >&2; return 2 ;;
@@ -71,7 +73,11 @@ sweep() {
 # Take the root, start the clerk, obey it until it says quit.
 serve() {
   mkdir -p -- "$root" || exit 74
-  exec {lock}>>"$root/.lock" {console}>&1
+  { exec {lock}>>"$root/.lock"; } 2>/dev/null || {
+    echo "sweep: $root/.lock cannot be written" >&2
+    exit 74
+  }
+  exec {console}>&1
   flock -n "$lock" || {
     echo "sweep: Locked: $root is in use by $(<"$root/.lock")" >&2
     exit 73
@@ -164,13 +170,19 @@ signal() { # SIGNAL PID; the group does not exist until setsid has run
 tell() { { printf '%s\n' "$*" >&"$to"; } 2>/dev/null; }
 
 clerk_gone() {
-  echo 'sweep: the clerk is gone; stopping what runs' >&2
+  local code
+  wait "$clerk_pid"
+  code=$?
+  if (( code < 2 || code > 127 )); then  # else it has said why itself
+    echo 'sweep: the clerk is gone; stopping what runs' >&2
+    code=70
+  fi
   stopping=1
   signal_all TERM
   deadline=$((SECONDS + ${EXPC_GRACE:-60}))
   while (( ${#pids[@]} && SECONDS < deadline )); do reap; sleep 0.2; done
   signal_all KILL
-  exit 70
+  exit "$code"
 }
 
 # Start the server that later runs are forked from.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from expc_runtime.errors import Locked, MissingInput, failure_of
+from expc_runtime.errors import DiskFull, Locked, MissingInput, StageError, failure_of, known
 from expc_runtime.state.claim import clear_smoke, hold
 from expc_runtime.state.files import append_line, write_env
 from expc_runtime.state.plan import Layout, Task, proof, tasks
@@ -30,6 +30,7 @@ __all__ = ["Clerk", "main"]
 
 _TICK = 2.0  # seconds between two writes of status.env
 _AHEAD = 256  # stages that may wait for others before the plan is read on
+_DEATH = 1.0  # seconds that a run may outlive the launcher's client, killed in its place
 _CONSOLE, _PLANS = 3, (4, 5, 6)  # descriptors that sweep.bash opens for the clerk
 _STOPPED = frozenset({75, 129, 130, 137, 143})  # exit codes of a stage that was asked to stop
 _EXIT = {"INT": 130, "TERM": 143, "HUP": 129}
@@ -255,8 +256,13 @@ class Clerk:
         return any(a.pid and alive(a.pid, a.process) for a in self._running.values())
 
     def _selected(self) -> Iterator[Task]:
-        whole = tasks(self._plan(), self._layout)
-        return (task for task in whole if fnmatch.fnmatchcase(task.run, self._only))
+        """The tasks of the selected runs, which are counted from 1 among themselves."""
+        number = last = 0
+        for task in tasks(self._plan(), self._layout):
+            if fnmatch.fnmatchcase(task.run, self._only):
+                number += task.index != last
+                last = task.index
+                yield task if number == last else replace(task, index=number)
 
     def _take_stock(self) -> None:
         stock, run = self._stock, 0
@@ -383,15 +389,18 @@ class Clerk:
         self._counts[written] = self._counts.get(written, 0) + 1
 
     def _launch(self, task: Task) -> None:
+        folder = self._root / task.name
         try:
-            with hold(self._root / task.name, task.key) as status:
-                before = 0 if clear_smoke(self._root / task.name) else status.attempt
+            with hold(folder, task.key) as (status, moved):
+                before = 0 if clear_smoke(folder) else status.attempt
                 attempt = _Attempt(task, before + 1, time.time())
-        except Locked as error:
+        except StageError as error:
             self._pace.expect(task.stage, -1)
-            self._line("Failed", f"{self._where(task)}: locked: {error}")
+            self._line("Failed", f"{self._where(task)}: {error.failure}: {error}")
             self._settle(task, "failed")
             return
+        if moved:
+            self._line("Aside", f"{self._where(task)} held other work, which is now {moved.name}")
         self._launched += 1
         self._running[self._launched] = attempt
         self._event(task, "start", attempt=attempt.number)
@@ -456,7 +465,7 @@ class Clerk:
 
         if code == Locked.code:  # the folder is another process's: it speaks there
             return replace(status(Status()), attempt=attempt.number)
-        return self._write(task, status)
+        return self._write(task, status, patience=_DEATH)
 
     def _reason(self, attempt: _Attempt, code: int) -> str:
         if code == 0:
@@ -469,17 +478,22 @@ class Clerk:
                 return f"ended by {signal.Signals(code - 128).name}"
         return _last_line(self._log(attempt)) or f"exit {code}"
 
-    def _write(self, task: Task, change: Callable[[Status], Status]) -> Status:
-        """Rewrite the status of ``task``, unless a process holds its folder."""
-        folder = self._root / task.name
-        try:
-            with hold(folder, task.key) as old:
-                new = change(old)
-                if new != old:
-                    write_status(folder, new)
-                return new
-        except Locked:
-            return change(Status())
+    def _write(
+        self, task: Task, change: Callable[[Status], Status], patience: float = 0.0
+    ) -> Status:
+        """Rewrite the status of ``task``, unless a process holds its folder for ``patience`` seconds."""
+        folder, until = self._root / task.name, time.monotonic() + patience
+        while True:
+            try:
+                with hold(folder, task.key) as (old, _):
+                    new = change(old)
+                    if new != old:
+                        write_status(folder, new)
+                    return new
+            except Locked:
+                if time.monotonic() >= until:
+                    return change(Status())
+                time.sleep(0.02)
 
     def _event(self, task: Task, event: str, **values: object) -> None:
         record = {"time": time.time(), "run": task.run, "stage": task.stage, "event": event}
@@ -604,11 +618,14 @@ def _serve(layout: Layout, args: argparse.Namespace) -> int:
     )
     try:
         clerk.start()
+        _listen(clerk)
     except MissingInput as error:
         print(f"sweep: {error}", file=sys.stderr)
-        _send(b"quit 2\n")
-        return 0
-    _listen(clerk)
+        return 2
+    except (OSError, StageError) as error:
+        told = known(error) or DiskFull(str(error))  # it reads and writes nothing but state
+        print(f"sweep: {told}", file=sys.stderr)
+        return told.code
     return 0
 
 

@@ -531,6 +531,39 @@ def test_stage_held_by_another_process_fails_alone(project: Project) -> None:
         assert by_hand.wait(timeout=20) == 75
 
 
+def test_a_root_that_cannot_be_written_is_a_line(project: Project) -> None:
+    project.plan("run '' 0", "stage read stage.py --")
+    (project.root / "runs/fake/.lock").mkdir(parents=True)
+    assert project.sweep() == (74, "sweep: runs/fake/.lock cannot be written\n")
+
+
+def test_a_stage_folder_that_cannot_be_made_fails_alone(project: Project) -> None:
+    project.plan("for s in 0 1; do", 'run "" "$s"', 'stage read stage.py -- --seed "$s"', "done")
+    project.stage("").mkdir(parents=True)
+    project.stage("seed=0").touch()
+    code, out = project.sweep()
+    assert code == 1
+    assert "runs/fake/seed=0/read cannot be worked in: Not a directory" in out
+    assert project.status("seed=1/read").label == "done"
+
+
+def test_state_that_cannot_be_written_ends_the_sweep_and_says_why(project: Project) -> None:
+    project.plan(
+        "for s in 0 1; do", 'run "" "$s"', 'stage read stage.py -- --seed "$s" --do hang', "done"
+    )
+    process = project.start(JOBS="2")
+    processes = hanging(project, "seed=0/read") + hanging(project, "seed=1/read")
+    events = project.root / "runs/fake/events.jsonl"
+    events.unlink()
+    events.mkdir()
+    os.kill(processes[0][0], signal.SIGTERM)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 74, out
+    assert "sweep: [Errno 21] Is a directory: 'runs/fake/events.jsonl'" in out
+    assert "Traceback" not in out
+    assert gone(processes)
+
+
 def test_clerk_killed_ends_the_sweep_in_order(project: Project) -> None:
     project.plan("run '' 0", "stage read stage.py -- --do hang")
     process = project.start()
@@ -561,6 +594,8 @@ def test_only_runs_what_matches(project: Project) -> None:
     project.plan("for s in 0 1 2; do", 'run "" "$s"', 'stage read stage.py -- --seed "$s"', "done")
     assert project.sweep("--only", "seed=[12]")[0] == 0
     assert project.started() == ["seed=1/read", "seed=2/read"]
+    env = read_env(project.root / "runs/fake/status.env")
+    assert (env["run_index"], env["total_runs"]) == ("2", "2")
     code, out = project.sweep("--only", "lr=*")
     assert code == 2
     assert "no run of fake matches lr=*" in out
@@ -590,6 +625,9 @@ def test_bad_arguments_show_usage(project: Project) -> None:
     project.plan("run '' 0", "stage read stage.py --")
     assert project.sweep("--frobnicate")[0] == 2
     assert project.sweep(JOBS="many")[0] == 2
+    for flag in ("--only", "--jobs"):
+        code, out = project.sweep(flag)
+        assert (code, out) == (2, f"sweep: {flag} takes a value\n")
     code, out = project.sweep("--help")
     assert (code, "--list" in out) == (0, True)
 
@@ -617,6 +655,25 @@ def test_launcher_is_used_and_its_death_is_survived(project: Project) -> None:
     assert "going on with plain" in out
     assert gone(again)
     assert gone([(parent, process_start(parent))])
+
+
+def test_a_forked_run_that_is_killed_is_not_left_as_running(project: Project) -> None:
+    pytest.importorskip("torch")
+    project.plan(
+        "run '' 0",
+        "stage read stage.py -- --do stubborn",
+        "run '' 1",
+        "stage read stage.py -- --seed 1",
+    )
+    process = project.start(EXPC_LAUNCHER="1")
+    processes = hanging(project, "seed=0/read")
+    process.terminate()
+    time.sleep(0.5)
+    process.terminate()  # kills the launcher's client, and the run a moment later
+    out, _ = process.communicate(timeout=30)
+    assert gone(processes)
+    assert project.status("seed=0/read").label == "interrupted"
+    assert "1 running" not in out.partition("read: ")[2]
 
 
 def test_runner_is_clean_shell() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from expc_runtime.errors import CRASH, Locked, known
+from expc_runtime.errors import CRASH, NO_SPACE, BadValue, Locked, known
 from expc_runtime.state.files import write_json
 from expc_runtime.state.process import process_start
 from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
@@ -31,6 +31,7 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
 
     Raises:
         Locked: another process works in this folder; the message says which.
+        BadValue: no folder can be made or written there.
     """
     lock = _lock(folder)
     status, result = read_status(folder), read_result(folder)
@@ -66,21 +67,21 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
 
 
 @contextmanager
-def hold(folder: Path, key: str) -> Iterator[Status]:
+def hold(folder: Path, key: str) -> Iterator[tuple[Status, Path | None]]:
     """Make ``folder`` ready for ``key`` without working in it; gives the status found there.
 
-    Work of another key is set aside.
+    Work of another key is set aside; where it went is given as well.
 
     Raises:
         Locked: a process works in this folder.
+        BadValue: no folder can be made or written there.
     """
-    lock = _lock(folder)
+    lock, moved = _lock(folder), None
     try:
         status, result = read_status(folder), read_result(folder)
         if set_aside_needed(folder, key, status, result):
-            set_aside(folder)
-            status = None
-        yield status or Status()
+            moved, status = set_aside(folder), None
+        yield status or Status(), moved
     finally:
         os.close(lock)
 
@@ -229,8 +230,13 @@ def _lock(folder: Path) -> int:
     """A descriptor that holds ``folder``/.lock; closing it (or dying) lets go."""
     path = folder / ".lock"
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
+            raise BadValue(f"{folder} cannot be worked in: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
