@@ -318,7 +318,7 @@ class Module(pl.LightningModule):
         Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows.
         """
         metrics = self.metrics()
-        was_training = self.training
+        modes = [(part, part.training) for part in self.modules()]  # a frozen part stays in eval
         self.eval()
         try:
             with self.rehearsal(half=False) as records:
@@ -336,7 +336,8 @@ class Module(pl.LightningModule):
         finally:
             for metric in metrics.values():
                 metric.reset()
-            self.train(was_training)
+            for part, training in modes:
+                part.training = training
 
     @contextmanager
     def answering(self, answers: tuple[Tensor, ...]) -> Iterator[None]:

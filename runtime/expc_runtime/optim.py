@@ -263,7 +263,7 @@ class Drive:
             self._grow()
             return
         self.drop()
-        if self.scale is None or self.scale <= 1.0 or (late and not math.isfinite(loss)):
+        if self.scale is None or self.scale <= 1.0 or not math.isfinite(loss):
             raise NonFinite(self._name, loss, late)
         self.skipped += 1
         self.scale, self._calm = self.scale / 2, 0

@@ -184,6 +184,8 @@ def test_arrays_read_what_was_written(tmp_path: Path) -> None:
         ("a.csv", b"x,y\n1\n", "line 2 has 1 fields, the header 2"),
         ("a.csv", b"x\nblue\n", "column x"),
         ("a.npz", b"no zip", "a.npz"),
+        ("a.npz", b"PK\x03\x04 torn", "not a zip file"),
+        ("a.npz", b"", "a.npz"),
         ("a.safetensors", b"none", "a.safetensors"),
         ("a.parquet", b"", "columns are read from .csv, .npz, .safetensors"),
         ("gone.csv", None, "no such file"),

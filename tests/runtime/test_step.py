@@ -361,6 +361,14 @@ def test_a_recorded_mean_is_over_rows_not_over_batches(entries: list[tuple[int, 
     assert records.means()["x"] == pytest.approx(mean, rel=1e-6, abs=1e-9)
 
 
+def test_measuring_leaves_each_part_in_its_mode() -> None:
+    net = Net(sgd())
+    net.first.eval()  # as a frozen batch norm is kept
+    net.measure = lambda batch: net.record(loss=net(batch[0]).mean())  # type: ignore[method-assign]
+    net.measured(batches(2))
+    assert (net.training, net.first.training, net.second.training) == (True, False, True)
+
+
 def test_a_record_keeps_no_graph_and_refuses_what_is_no_scalar() -> None:
     records = Records()
     records.add(1, {"x": torch.ones((), requires_grad=True) * 2})
@@ -459,6 +467,16 @@ def test_an_optimizer_that_cannot_skip_by_itself_is_waited_for(
     with pytest.raises(Diverged):
         net.training_step([(torch.full((2, 3), math.inf), torch.zeros(2))], 0)
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+def test_a_loss_that_is_not_finite_is_no_overflow_of_the_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = late(started(Net(sgd()), "16-mixed"), monkeypatch)
+    waited: Any = net.drive("model")
+    waited._reads_late = False
+    with pytest.raises(Diverged, match="update 0 of"):
+        net.training_step([(torch.full((2, 3), math.inf), torch.zeros(2))], 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Arrays:
             raise MissingInput(
                 f"{path}: columns are read from {', '.join(sorted(_READERS))}"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, RuntimeError, BadZipFile) as error:
             raise MissingInput(f"{path}: {error}") from error
         if self.columns is None:
             return {name: _plain(column) for name, column in columns.items()}
