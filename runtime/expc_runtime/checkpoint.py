@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.errors import NO_SPACE, DiskFull, Diverged, MissingInput
 
-__all__ = ["Checkpoint", "Manifest", "Store", "load_weights"]
+__all__ = ["LAST", "Checkpoint", "Manifest", "Store", "load_weights"]
 
 State = dict[str, Any]
 
-LAST = "last"
+LAST = "last"  # the series of what a run goes on from
 _log = logging.getLogger(__name__)
 _GENERATION = re.compile(r"(?P<series>[A-Za-z]\w*)-(?P<number>\d+)-step(?P<step>\d+)\.pt")
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a wrapped module

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expc_runtime.checkpoint import Manifest, Store, load_weights
+from expc_runtime.checkpoint import LAST, Manifest, Store, load_weights
 from expc_runtime.errors import MissingInput, StageError
 from expc_runtime.flags import Run
 from expc_runtime.module import Module
@@ -47,8 +47,9 @@ class Column:
 def load(run: str | Path, *, best: str | None = None) -> nn.Module:
     """The trained module of the stage folder ``run``, on the CPU, in eval mode.
 
-    Calling it is the module's ``forward``: the outputs of its heads. ``best`` names a monitor: the
-    weights of its best value instead of the last.
+    Calling it is the module's ``forward``: the outputs of its heads. Its weights are those that the
+    figures of result.json are about: the best of the first monitor; without a monitor, the last. ``best``
+    names another monitor, or is ``last``.
 
     Raises MissingInput: no result or checkpoint there, or the module was compiled anew since.
     """
@@ -143,9 +144,10 @@ def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
     if result is None:
         raise MissingInput(f"{run} has no result.json: the stage is not done")
     store = Store(folder / "checkpoints")
-    found = store.load(best)
+    series = best or result.extra.get("weights", LAST)
+    found = store.load(series)
     if found is None:
-        raise MissingInput(f"no {best or 'last'} checkpoint in {store.folder}")
+        raise MissingInput(f"no {series} checkpoint in {store.folder}")
     state, manifest = found
     module = _build(folder, result)
     load_weights(module, state["model"])
@@ -257,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--best", metavar="MONITOR", help="its best weights instead of the last")
+    parser.add_argument("--best", metavar="MONITOR", help="its best weights, or `last`")
     parser.add_argument(
         "--input",
         type=_column,

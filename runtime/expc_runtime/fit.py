@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 
-from expc_runtime.checkpoint import Checkpoint, Store, load_weights
+from expc_runtime.checkpoint import LAST, Checkpoint, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.data.feed import Chunk, Feed, Split
-from expc_runtime.errors import CRASH, BadValue, GateNotMet, Preempted, known
+from expc_runtime.errors import CRASH, BadValue, GateNotMet, MissingInput, Preempted, known
 from expc_runtime.export import columns_of
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
@@ -33,7 +33,7 @@ from expc_runtime.progress import progress
 from expc_runtime.provenance import project_root, record
 from expc_runtime.randomness import random_state, restore, seed_all
 from expc_runtime.signals import Requests
-from expc_runtime.state import Claim, Result, claim, identity
+from expc_runtime.state import SMOKE, Claim, Result, claim, identity
 from expc_runtime.trace import annotate
 
 __all__ = ["fit"]
@@ -69,11 +69,12 @@ def fit(
             pyproject.toml or .git, and ``cfg.out`` is relative to that.
         program: names the program; with the values and parents it makes the stage's key.
 
-    The same command resumes an unfinished stage and leaves a finished one alone. Nothing is raised:
+    The same command resumes an unfinished stage and leaves a finished one alone. A smoke run works
+    in ``<out>.smoke``, unless that is in a smoke sweep's folder already. Nothing is raised:
     a failure is a state, a message, a line in ``log`` and an exit code (`expc_runtime.errors`).
     """
     root = project_root(Path(file))
-    out = root / cfg.out
+    out = root / _folder(cfg)
     try:
         made_by = parents(init or {}, out)
         key = identity(program, asdict(cfg), made_by)
@@ -81,6 +82,8 @@ def fit(
             if stage.verdict == "done":
                 print(f"{cfg.out}: done already, nothing to do", flush=True)
                 return 0
+            if stage.moved:
+                print(f"{cfg.out} held other work, which is now {stage.moved.name}", flush=True)
             try:
                 return Training(
                     build=build,
@@ -107,6 +110,12 @@ def fit(
             raise
         print(f"{cfg.out}: {stage_error}", flush=True)
         return stage_error.code
+
+
+def _folder(cfg: Run) -> str:
+    """Where the stage works: a smoke run beside a real one, never in its place."""
+    apart = any(part.endswith(SMOKE) for part in Path(cfg.out).parts)
+    return f"{cfg.out}{SMOKE}" if cfg.smoke and not apart else cfg.out
 
 
 def _relative(file: str, root: Path) -> str:
@@ -210,6 +219,7 @@ class Training:
         if self.compile:
             module.compile()
         if not (self.stage.verdict == "resume" and self._restore()):
+            self.log.rewind(0)
             self._save()
         module.on_flush(self._flushed)
         module.watch(self._pulse)
@@ -299,9 +309,10 @@ class Training:
         module = self.module
         means = {f"train/{name}": value for name, value in module.records.means().items()}
         module.records.clear()
-        for name in module.drive_names():
-            means |= {f"{key}/{name}": value for key, value in module.drive(name).figures().items()}
         if means:
+            for name in module.drive_names():
+                told = module.drive(name).figures()
+                means |= {f"{key}/{name}": value for key, value in told.items()}
             self.log.figures("train", means, step=module.updates, epoch=module.epoch)
         if self._save_due():
             self._save()
@@ -392,15 +403,15 @@ class Training:
                 held and not (value > held["value"] if rises else value < held["value"])
             ):
                 continue
-            self.best[tag] = {
+            held = self.best[tag] = {
                 "metric": metric,
                 "value": value,
                 "step": self.module.updates,
                 "epoch": self.module.epoch + 1,
                 "figures": dict(self.figures),
             }
-            weights = {"model": self.module.state_dict(), "figures": dict(self.figures)}
-            self.store.save(weights, step=self.module.updates, tag=tag)
+            state = {"model": self.module.state_dict(), "best": held}
+            self.store.save(state, step=self.module.updates, tag=tag)
 
     def _epoch_line(self) -> str:
         """Figures of the epoch; the best constant answer's in brackets."""
@@ -433,8 +444,8 @@ class Training:
             "progress": module.progress(),
             "random": random_state(),
             "gate": self.gate.state_dict() if self.gate else {},
-            "best": self.best,
             "figures": self.figures,
+            "logged": self.log.lines,
             "warned": self.warned,
             "seconds": self._seconds(),
             "ended": self.ended,
@@ -444,19 +455,26 @@ class Training:
 
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none."""
-        loaded = self.store.load()
+        try:
+            loaded = self.store.load()
+        except MissingInput as error:
+            raise MissingInput(f"{error}\n  to begin again, remove that folder") from error
         if loaded is None:
             return False
         state, manifest = loaded
         load_weights(self.module, state["model"])
+        # What is best is said beside its weights alone: a kill can part two files.
+        for tag in self.monitor:
+            if (best := self.store.load(tag)) is not None:
+                self.best[tag] = best[0]["best"]
         self.module.resume(state["progress"])
         if self.gate:
             self.gate.load_state_dict(state["gate"])
-        self.best, self.figures = state["best"], state["figures"]
+        self.figures = state["figures"]
         self.warned = list(state["warned"])
         self.spent, self.ended = state["seconds"], state["ended"]
         self.saved_step = manifest.step
-        self.log.rewind(manifest.step)
+        self.log.rewind(state["logged"])
         restore(state["random"])
         return True
 
@@ -465,18 +483,7 @@ class Training:
     def _conclude(self, origin: Mapping[str, Any]) -> int:
         """Check the gate, measure the test split, warn, and write the result."""
         gate = self._judge_gate()
-        figures, step, epoch = dict(self.figures), self.module.updates, self.module.epoch
-        if self.best and not self.cfg.smoke:
-            first = next(tag for tag in self.monitor if tag in self.best)
-            held = self.best[first]
-            figures, step, epoch = dict(held["figures"]), held["step"], held["epoch"]
-            loaded = self.store.load(first)
-            if loaded is not None:
-                load_weights(self.module, loaded[0]["model"])
-        if "test" in self._splits():
-            tested = self._measured("test")
-            self.log.figures("test", tested, step=step, epoch=epoch, mode="eval")
-            figures |= tested
+        weights, figures = self._chosen()
         self._warn_of_floors(figures)
         self.stage.finish(
             Result(
@@ -494,6 +501,7 @@ class Training:
                         tag: {k: held[k] for k in ("metric", "value", "step", "epoch")}
                         for tag, held in self.best.items()
                     },
+                    "weights": weights,
                     "drives": {
                         name: {
                             "steps": self.module.drive(name).steps,
@@ -509,6 +517,29 @@ class Training:
         told = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         self.say(f"done: {told}")
         return 0
+
+    def _chosen(self) -> tuple[str, dict[str, float]]:
+        """The series of checkpoints that the result is about, and its figures with those of test.
+
+        The first monitor's best, whose weights the module then has, or the last.
+        """
+        series, figures = LAST, dict(self.figures)
+        step, epoch = self.module.updates, self.module.epoch
+        if self.monitor and not self.cfg.smoke:
+            first = next(iter(self.monitor))
+            loaded = self.store.load(first)
+            if loaded is None:
+                self.warn(f"no checkpoint of monitor {first}: the figures are of the last weights")
+            else:
+                load_weights(self.module, loaded[0]["model"])
+                held = loaded[0]["best"]
+                series, figures = first, dict(held["figures"])
+                step, epoch = held["step"], held["epoch"]
+        if "test" in self._splits():
+            tested = self._measured("test")
+            self.log.figures("test", tested, step=step, epoch=epoch, mode="eval")
+            figures |= tested
+        return series, figures
 
     def _judge_gate(self) -> dict[str, Any]:
         """What the result says of the gate; raises GateNotMet if not met, and that is a failure."""

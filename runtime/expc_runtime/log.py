@@ -1,6 +1,5 @@
 """What a stage says and measures: console, ``log``, ``metrics.jsonl`` and TensorBoard."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ class Log:
     def __init__(self, folder: Path) -> None:
         self._text = folder / "log"
         self._figures = folder / "metrics.jsonl"
+        self.lines = 0  # of figures, for `rewind`
         self.boards: list[Board] = []
 
     def say(self, text: str) -> None:
@@ -42,22 +42,16 @@ class Log:
     ) -> None:
         """One line of metrics.jsonl; ``values`` by full name, ``<split>/<name>``."""
         append_line(self._figures, {"step": step, "epoch": epoch, "split": split, **more, **values})
+        self.lines += 1
         for board in self.boards:
             board.log_metrics(dict(values), step)
 
-    def rewind(self, step: int) -> None:
-        """Drop figures that an earlier attempt logged after ``step``, from which this one goes on."""
-        if not self._figures.exists():
-            return
-        lines = self._figures.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _step(line) <= step]
-        if len(kept) < len(lines):
-            write_text(self._figures, "".join(f"{line}\n" for line in kept))
-
-
-def _step(line: str) -> float:
-    """The step of a line; a torn one, from a kill while it was written, counts as never."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+    def rewind(self, lines: int) -> None:
+        """Drop the figures that an earlier attempt logged after its first ``lines`` lines."""
+        text = self._figures.read_text(encoding="utf-8") if self._figures.exists() else ""
+        # The last may be torn, by a kill while it was written.
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = "".join(whole[:lines])
+        if kept != text:
+            write_text(self._figures, kept)
+        self.lines = len(whole[:lines])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from expc_runtime.checkpoint import Store, load_weights
 from expc_runtime.errors import MissingInput
-from expc_runtime.state import parent_key, resolve
+from expc_runtime.state import parent_key, sibling
 
 __all__ = ["load_parts", "parents"]
 
@@ -57,7 +57,7 @@ def _stage(origin: str) -> tuple[str, str]:
 
 def _of_stage(origin: str, out: Path) -> Mapping[str, Tensor]:
     name, tag = _stage(origin)
-    folder = resolve(out.parent / name) / "checkpoints"
+    folder = sibling(out, name) / "checkpoints"
     loaded = Store(folder).load(tag or None)
     if loaded is None:
         raise MissingInput(f"no {tag or 'last'} checkpoint in {folder}")
@@ -68,11 +68,17 @@ def _of_stage(origin: str, out: Path) -> Mapping[str, Tensor]:
 def _of_file(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise MissingInput(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return dict(load_file(path))
-    held: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+            return dict(load_file(path))
+        held: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # each format has exceptions of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MissingInput(f"{path} cannot be read: {reason}") from error
     return held
 
 

@@ -125,6 +125,13 @@ def test_the_trained_module_is_loaded_in_eval_mode(run: Path, best: str | None) 
     assert_same(run, list(module(IMAGES)), best)
 
 
+def test_the_weights_loaded_are_those_of_the_figures(run: Path) -> None:
+    extra = {**RESULT.extra, "weights": "best_loop"}
+    write_json(run / "result.json", asdict(replace(RESULT, extra=extra)))
+    assert_same(run, list(expc_runtime.load(run)(IMAGES)), "best_loop")
+    assert_same(run, list(expc_runtime.load(run, best="last")(IMAGES)))
+
+
 def test_a_run_that_is_the_same_as_another_gives_that_one(run: Path) -> None:
     other = run.parents[1] / "seed=3,copy" / "read"
     other.mkdir(parents=True)

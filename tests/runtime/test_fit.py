@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -396,6 +397,65 @@ def test_a_killed_run_goes_on_from_its_last_save_and_logs_nothing_twice(root: Pa
     assert status.attempt == 2
 
 
+def test_a_save_just_before_an_epoch_is_measured_logs_nothing_twice(root: Path) -> None:
+    whole, broken = Config(out="runs/whole/x/tell"), Config(out="runs/broken/x/tell")
+    how: dict[str, Any] = {"until": Until(Epochs(2)), "checkpoint": Checkpoint(every=Updates(16))}
+    assert in_child(lambda: train(root, whole, **how)) == 0
+    killed = in_child(lambda: train(root, broken, build=hit_by(signal.SIGKILL, 18), **how))
+    assert killed == -signal.SIGKILL
+    assert [line["step"] for line in lines(root, "val", broken)] == [16]
+    assert final(root, broken)["progress"]["updates"] == 16
+    with (folder(root, broken) / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 17, "spl')
+    assert in_child(lambda: train(root, broken, **how)) == 0
+    for split in ("floor", "train", "val", "test"):
+        assert lines(root, split, whole) == lines(root, split, broken)
+
+
+def test_checkpoints_that_cannot_be_read_are_a_persons_to_remove(root: Path) -> None:
+    assert in_child(lambda: train(root, build=hit_by(signal.SIGTERM, 6))) == 75
+    held = folder(root) / "checkpoints"
+    for path in held.glob("last-*.pt"):
+        path.write_bytes(b"")
+    assert train(root) == 66
+    status = read_status(folder(root))
+    assert status is not None
+    assert "can be read" in status.reason and "to begin again, remove that folder" in status.reason
+    shutil.rmtree(held)
+    assert train(root) == 0
+
+
+def test_a_fresh_start_in_the_same_folder_logs_nothing_twice(root: Path) -> None:
+    assert train(root) == 0
+    seen = lines(root, "val")
+    (folder(root) / "result.json").unlink()
+    shutil.rmtree(folder(root) / "checkpoints")
+    assert train(root) == 0
+    assert lines(root, "val") == seen
+
+
+def test_other_work_in_the_folder_is_set_aside_and_that_is_said(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(root, until=Until(Updates(2))) == 0
+    result = read_result(folder(root))
+    assert result is not None
+    capsys.readouterr()
+    assert train(root, Config(lr=0.1), Until(Updates(2))) == 0
+    aside = f"tell.was-{result.key[:8]}"
+    assert f"{Config().out} held other work, which is now {aside}\n" in capsys.readouterr().out
+    assert read_result(folder(root).with_name(aside)) == result
+
+
+def test_a_folder_that_cannot_be_made_is_a_line_and_no_traceback(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(root, Config(out="pyproject.toml/x/tell")) == 2
+    said = capsys.readouterr().out
+    assert said.startswith("pyproject.toml/x/tell: ")
+    assert said.endswith("cannot be worked in: Not a directory\n")
+
+
 def test_usr1_saves_and_training_goes_on(root: Path) -> None:
     saved: list[int] = []
 
@@ -554,6 +614,12 @@ def test_a_part_starts_from_a_file(root: Path) -> None:
     torch.testing.assert_close(final(root)["model"]["head.weight"], head["weight"])
     assert train(root, cfg, Until(Updates(1)), init={"head": "small.pt"}, program="q") == 66
     assert train(root, cfg, Until(Updates(1)), init={"head": "gone.pt"}, program="r") == 66
+    for name in ("torn.pt", "torn.safetensors"):
+        (root / name).write_bytes((root / "small.pt").read_bytes()[:100])
+        assert train(root, cfg, Until(Updates(1)), init={"head": name}, program=name) == 66
+        status = read_status(folder(root))
+        assert status is not None
+        assert f"{name} cannot be read: " in status.reason
 
 
 def test_the_result_is_about_the_best_weights_not_the_last(root: Path) -> None:
@@ -580,6 +646,52 @@ def test_the_result_is_about_the_best_weights_not_the_last(root: Path) -> None:
     feed = Feed(Digits(), columns=("image", "even"), batch=80, val=0.2, test=0.1)
     feed.setup(torch.device("cpu"), 0)
     assert held.measured(feed.batches("test"))["even"] == result.metrics["test/even"]
+
+
+def test_the_figures_are_of_the_weights_kept_even_if_a_resumed_run_does_worse(root: Path) -> None:
+    """A kill falls between the file of the best weights and the one that a run goes on from."""
+
+    class Stuck(Tell):
+        def update(self, batch: Batch) -> None:
+            super().update(batch)
+            with torch.no_grad():
+                self.head.weight.zero_()
+
+    cfg = Config(lr=0.02)
+    how: dict[str, Any] = {
+        "until": Until(Epochs(4)),
+        "monitor": {"best": "val/even"},
+        "checkpoint": Checkpoint(every=Epochs(2)),
+    }
+    killed = in_child(lambda: train(root, cfg, build=hit_by(signal.SIGKILL, 50), **how))
+    assert killed == -signal.SIGKILL
+    assert final(root)["progress"]["updates"] == 32
+    assert final(root, tag="best")["best"]["epoch"] == 3
+    assert train(root, cfg, build=Stuck, **how) == 0
+    result = read_result(folder(root))
+    assert result is not None
+    assert result.extra["best"]["best"]["epoch"] == 3
+    held = Tell(cfg)
+    held.load_state_dict(final(root, tag="best")["model"])
+    feed = Feed(Digits(), columns=("image", "even"), batch=80, val=0.2, test=0.1)
+    feed.setup(torch.device("cpu"), 0)
+    for split in ("val", "test"):
+        measured = held.measured(feed.batches(split))
+        assert measured["even"] == result.metrics[f"{split}/even"]
+
+
+def test_without_the_best_weights_the_figures_are_of_the_last_and_that_is_said(root: Path) -> None:
+    how: dict[str, Any] = {"until": Until(Epochs(2)), "monitor": {"best": "val/even"}}
+    assert train(root, **how) == 0
+    (folder(root) / "result.json").unlink()
+    for path in (folder(root) / "checkpoints").glob("best-*"):
+        path.unlink()
+    assert train(root, **how) == 0
+    result = read_result(folder(root))
+    assert result is not None
+    assert result.extra["weights"] == "last"
+    warning = "no checkpoint of monitor best: the figures are of the last weights"
+    assert warning in result.warnings
 
 
 def test_floors_stand_beside_the_figures_and_are_those_of_a_constant(root: Path) -> None:
@@ -647,22 +759,44 @@ def test_a_finished_stage_can_be_loaded(root: Path, read: ModuleType) -> None:
 
     cfg = read.Config(budget=1)
     assert read.main(cfg) == 0
-    model = load(root / cfg.out, best="best")
+    model = load(root / cfg.out)
     digit, loop = model(torch.zeros(3, 1, 8, 8))
     assert (digit.shape, loop.shape) == ((3, 10), (3,))
     result = read_result(root / cfg.out)
     assert result is not None
     assert result.extra["columns"]["image"] == {"shape": [1, 8, 8], "dtype": "float32"}
+    assert result.extra["weights"] == "best"
 
 
 def test_smoke_is_two_updates_and_claims_nothing(root: Path) -> None:
     cfg = Config(smoke=True)
     assert train(root, cfg, Until(Epochs(9), Gate("val/right", above=2.0))) == 0
-    result = read_result(folder(root))
+    result = read_result(root / f"{cfg.out}.smoke")
     assert result is not None
     assert (result.state, result.step) == ("smoke", 2)
     assert set(result.metrics) == {"val/even", "val/right"}
     assert result.gate == {}
+
+
+def test_a_smoke_run_leaves_a_real_one_alone(root: Path) -> None:
+    assert train(root, until=Until(Updates(3))) == 0
+    assert train(root, Config(smoke=True)) == 0
+    assert train(root, Config(smoke=True, out="runs/even.smoke/seed=0/tell")) == 0
+    result = read_result(folder(root))
+    assert result is not None
+    assert (result.state, result.step) == ("done", 3)
+    found = {str(path.parent.relative_to(root / "runs")) for path in root.rglob("result.json")}
+    assert found == {"even/by_hand/tell", "even/by_hand/tell.smoke", "even.smoke/seed=0/tell"}
+
+
+def test_a_smoke_run_starts_from_another_one(root: Path) -> None:
+    first = Config(out="runs/x/by_hand/first", smoke=True)
+    second = Config(out="runs/x/by_hand/second", smoke=True)
+    assert train(root, first) == 0
+    assert train(root, second, init={"body": "stage:first"}, program="q") == 0
+    result, parent = (read_result(root / f"{cfg.out}.smoke") for cfg in (second, first))
+    assert result is not None and parent is not None
+    assert dict(result.parents) == {"first": parent.key}
 
 
 def test_seeds_decide_the_run_and_nothing_else_does(root: Path) -> None:

@@ -22,18 +22,20 @@ How a stage uses it (`expc_runtime.fit` does)::
     stage.fail("diverged", "loss is NaN", code=65, source="specs/x.yaml:41:9 (read.loss.loop)")
     stage.interrupt("asked to stop at step 320; saved")    # the same command goes on from there
 
-A sibling's product (``stage:read``) is in ``resolve(out.parent / "read")``, since a stage shared by
-several runs is kept by one of them. Leaving the block without one of these marks the stage failed(crash) with the exception's text. A
-folder that holds another key is renamed aside to ``<stage>.was-<key>`` before a fresh start.
+A sibling's product (``stage:read``) is in ``sibling(out, "read")``, since a stage shared by several
+runs is kept by one of them. Leaving the block without one of these marks the stage failed(crash) with
+the exception's text. A folder that holds another key is renamed aside to ``<stage>.was-<key>`` before a
+fresh start.
 """
 
 from expc_runtime.state.claim import Claim, claim
 from expc_runtime.state.files import append_line, read_env, read_json, write_env, write_json
-from expc_runtime.state.identity import identity, parent_key, resolve, run_name
+from expc_runtime.state.identity import SMOKE, identity, parent_key, resolve, run_name, sibling
 from expc_runtime.state.process import alive, process_start
 from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
 
 __all__ = [
+    "SMOKE",
     "Claim",
     "Result",
     "Status",
@@ -49,6 +51,7 @@ __all__ = [
     "read_status",
     "resolve",
     "run_name",
+    "sibling",
     "write_env",
     "write_json",
     "write_status",

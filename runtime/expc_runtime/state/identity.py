@@ -8,7 +8,9 @@ from typing import Any
 
 from expc_runtime.state.records import read_result, read_status
 
-__all__ = ["identity", "parent_key", "resolve", "run_name"]
+__all__ = ["SMOKE", "identity", "parent_key", "resolve", "run_name", "sibling"]
+
+SMOKE = ".smoke"  # ends the name of a folder in which smoke runs work
 
 # Where a run is kept and what computes it do not change what it is.
 _NOT_IDENTITY = frozenset({"out", "device"})
@@ -60,7 +62,16 @@ def resolve(folder: Path) -> Path:
     return folder.parent.parent / status.same_as
 
 
+def sibling(out: Path, stage: str) -> Path:
+    """The folder with the product of stage ``stage`` of the same run as ``out``.
+
+    A smoke run beside real ones takes another smoke run's where there is no real one.
+    """
+    real, smoke = out.with_name(stage), out.with_name(f"{stage}{SMOKE}")
+    return resolve(smoke if out.name.endswith(SMOKE) and not real.is_dir() else real)
+
+
 def parent_key(out: Path, stage: str) -> str:
     """Key of the finished stage ``stage`` of the same run as ``out``; empty if it has no result."""
-    result = read_result(resolve(out.parent / stage))
+    result = read_result(sibling(out, stage))
     return result.key if result else ""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from expc_runtime.errors import MissingInput
-from expc_runtime.state.identity import identity, resolve, run_name
+from expc_runtime.state.identity import SMOKE, identity, resolve, run_name
 from expc_runtime.state.program import Declared, read_program
 from expc_runtime.state.records import Result, read_result
 
@@ -27,7 +27,7 @@ class Layout:
     @property
     def root(self) -> Path:
         """Folder of the runs; smoke runs have their own, so that they never touch a real one."""
-        return Path("runs") / (f"{self.experiment}.smoke" if self.smoke else self.experiment)
+        return Path("runs") / (f"{self.experiment}{SMOKE}" if self.smoke else self.experiment)
 
 
 @dataclass(frozen=True)
