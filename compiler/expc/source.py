@@ -7,7 +7,7 @@ data: fixes are edits by span.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -289,8 +289,13 @@ def parse(text: str, file: str) -> Source:
         reader.values,
         tuple(reader.scalars),
         tuple(reader.duplicates),
-        tuple(_allows(text, file)),
+        tuple(_allows(text, file, _quoted(text, reader.scalars))),
     )
+
+
+def _quoted(text: str, scalars: Iterable[Scalar]) -> list[Span]:
+    """Where a `#` is a character, and no comment."""
+    return [s.span for s in scalars if text[s.span.start : s.span.start + 1] in ("'", '"')]
 
 
 def _syntax_finding(error: yaml.MarkedYAMLError, file: str, text: str) -> Finding:
@@ -309,11 +314,12 @@ def _syntax_finding(error: yaml.MarkedYAMLError, file: str, text: str) -> Findin
     return Finding("XC006", f"this is not YAML: {problem}{context}", span, help="mend the syntax")
 
 
-def _allows(text: str, file: str) -> Iterator[Allow]:
+def _allows(text: str, file: str, quoted: Sequence[Span]) -> Iterator[Allow]:
     offset = 0
     for number, line in enumerate(text.splitlines(keepends=True), start=1):
         match = _ALLOW.search(line.rstrip("\r\n")) if "expc:" in line else None
-        if match:
+        at = offset + match.start() if match else 0
+        if match and not any(each.start < at < each.end for each in quoted):
             span = _stretch(file, number, offset, match.start(), len(line.rstrip("\r\n")))
             name = _stretch(file, number, offset, match.start("name"), match.end("name"))
             alone = not line[: match.start()].strip()

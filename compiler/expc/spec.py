@@ -45,7 +45,7 @@ Axis = Annotated[list[Any], Field(min_length=1, description="the values this pat
 class Sweep(Shape):
     """What varies between runs."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
         default_factory=lambda: [0], min_length=1, description="one run for each"
     )
     grid: dict[str, Axis] = Field(default_factory=dict, description="every combination of values")

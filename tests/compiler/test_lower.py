@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from expc import ir
+from expc import digest, ir
 from expc.build import compiled
 from expc.ir import Call, Flag, Op, Program, Value
 from expc.kinds.builder import Builder
@@ -186,6 +186,11 @@ def test_a_column_may_be_called_what_the_methods_use(project: Project) -> None:
     text = text.replace("batch: 64,", "batch: 64, inputs: {features: losses},")
     made = program(project, text)
     assert "term expc_runtime.losses:mse out_loss <- out losses_input" in routine(made, "losses")
+
+
+def test_what_is_set_to_nothing_is_not_there(project: Project) -> None:
+    text = project.text + "    clip: null\n"
+    assert digest.structure(program(project, text)) == digest.structure(program(project))
 
 
 def test_two_heads_never_share_a_variable(project: Project) -> None:

@@ -214,6 +214,13 @@ def test_an_allow_covers_its_line() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ["a: '# expc: allow one -- x'\n", 'a: "1\n  # expc: allow one -- x"\n']
+)
+def test_quoted_text_allows_nothing(text: str) -> None:
+    assert allows(text + "b: 2  # expc: allow two -- y\n") == [("two", "y", text.count("\n") + 1)]
+
+
 def test_an_allow_that_stands_alone_covers_the_next_line_of_the_spec() -> None:
     text = "# expc: allow one -- because\n# and a word\n\n  # expc: allow two\na: é\n"
     assert allows(text) == [("one", "because", 5), ("two", None, 5)]

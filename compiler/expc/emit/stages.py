@@ -14,8 +14,6 @@ from expc.ir import Artifact, Block, Call, Flag, Name, Net, Op, Operand, Optim, 
 if TYPE_CHECKING:
     from expc.build import Compiled
 
-STEPS = ("spec", "ir", "program", "plan")
-
 
 def emit(step: str, compiled: Compiled) -> str:
     """One step as a YAML document: `spec` as read, `ir` resolved, `program` op by op, `plan`."""

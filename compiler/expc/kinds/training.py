@@ -33,7 +33,8 @@ def optimizer(
     drive: list[tuple[str, Operand]] = []
     if schedule is not None:
         drive.append(("schedule", _schedule(b, schedule)))
-    drive += [(key, b.flag(key)) for key in ("clip", "accumulate") if b.written(key)]
+    written = [(key, b.flag(key)) for key in ("clip", "accumulate") if b.written(key)]
+    drive += [(key, value) for key, value in written if value is not None]
     return Optim(name, build, nets, tuple(drive), b.experiment.key(*use.path), use.path)
 
 
