@@ -147,7 +147,8 @@ def test_every_module_runs(
     _parents(case, stage, loaded, golden)
     config = loaded.Config(out=str(stage), device="cpu", smoke=True)
     assert loaded.main(config) == 0
-    result = json.loads((stage / "result.json").read_text(encoding="utf-8"))
+    kept = tmp_path / "stage.smoke" / "result.json"
+    result = json.loads(kept.read_text(encoding="utf-8"))
     assert result["program"] == loaded.PROGRAM == _locked(module)
     assert result["state"] == "smoke"
 
