@@ -273,6 +273,17 @@ def test_run_of_a_folder_says_when_it_is_out_of_date(
     assert became[1] == ["bash", "generated/small/sweep.sh", "--only", "lr=0.001,*"]
 
 
+def test_run_refuses_a_folder_with_an_edited_file(project: Path, expc, monkeypatch) -> None:
+    monkeypatch.setattr("expc.cli.needs.find_spec", lambda name: True)
+    expc("compile", "specs/small.yaml")
+    module = project / "generated/small/read.py"
+    module.write_text(module.read_text() + "# mine\n")
+    said = expc("run", "generated/small")
+    assert said.code == 1
+    assert "XC902: `generated/small/read.py` was edited by hand" in said.out + said.err
+    assert "expc own generated/small/read.py" in said.out + said.err
+
+
 def test_results_hold_what_they_are_compared_by(ran: Path) -> None:
     """The fixture writes results with the runtime's own code: keys agree with the plan's."""
     from expc_runtime.state.records import read_result

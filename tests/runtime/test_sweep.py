@@ -518,7 +518,9 @@ def test_stage_held_by_another_process_fails_alone(project: Project) -> None:
         "stage read stage.py -- --seed 1",
     )
     listed = project.sweep("--list")[1].splitlines()[0]
-    by_hand = subprocess.Popen(shlex.split(listed), cwd=project.root, env=project.env)
+    by_hand = subprocess.Popen(
+        shlex.split(listed), cwd=project.root, env=project.env, start_new_session=True
+    )
     try:
         hanging(project, "seed=0/read")
         code, out = project.sweep()
@@ -529,6 +531,7 @@ def test_stage_held_by_another_process_fails_alone(project: Project) -> None:
     finally:
         by_hand.terminate()
         assert by_hand.wait(timeout=20) == 75
+        os.killpg(by_hand.pid, signal.SIGKILL)  # its child ignores TERM
 
 
 def test_a_root_that_cannot_be_written_is_a_line(project: Project) -> None:

@@ -66,14 +66,16 @@ def _folder(given: Path) -> Path | None:
 
 
 def _stale(spec: Path, folder: Path) -> bool:
+    """Whether a folder is out of date. An edited file is refused: results of other code would count as its own."""
     from expc.build import compiled, shown
     from expc.emit.render import render
-    from expc.emit.write import stale
+    from expc.emit.write import refuse_edited, stale
 
     made = compiled(spec)
-    return bool(
-        stale(render(made.experiment, made.plan, shown(folder, made.experiment.root)), folder)
-    )
+    name = shown(folder, made.experiment.root)
+    rendered = render(made.experiment, made.plan, name)
+    refuse_edited(rendered, folder, name)
+    return bool(stale(rendered, folder))
 
 
 def _relative(path: Path) -> Path:

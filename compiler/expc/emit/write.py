@@ -65,9 +65,8 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
     """Make the folder equal to what was rendered. Raises `SpecError` if a file was edited by hand."""
     old = read_lock(folder)
     owned = _owned(folder, old)
-    edited = [name for name in _edited(folder, old, rendered) if name not in owned]
-    if edited and not force:
-        raise SpecError(*(_hand_edited(name, shown, str(rendered.lock["spec"])) for name in edited))
+    if not force:
+        refuse_edited(rendered, folder, shown)
     folder.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     unchanged: list[str] = []
@@ -80,6 +79,15 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
     if _put(folder / LOCK, lock_text(lock)):
         written.append(LOCK)
     return Written(tuple(written), tuple(unchanged), tuple(removed), owned)
+
+
+def refuse_edited(rendered: Rendered, folder: Path, shown: str) -> None:
+    """Raise `SpecError` if a generated file was edited by hand and is nobody's yet."""
+    old = read_lock(folder)
+    owned = _owned(folder, old)
+    edited = [name for name in _edited(folder, old, rendered) if name not in owned]
+    if edited:
+        raise SpecError(*(_hand_edited(name, shown, str(rendered.lock["spec"])) for name in edited))
 
 
 def stale(rendered: Rendered, folder: Path) -> dict[str, tuple[str | None, str | None]]:
