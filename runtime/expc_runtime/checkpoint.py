@@ -40,6 +40,7 @@ State = dict[str, Any]
 LAST = "last"  # the series of what a run goes on from
 _log = logging.getLogger(__name__)
 _GENERATION = re.compile(r"(?P<series>[A-Za-z]\w*)-(?P<number>\d+)-step(?P<step>\d+)\.pt")
+_DOS_FOLDER = 0x10  # torch gives memory that nobody wrote for a record with this attribute
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a wrapped module
 
 
@@ -273,12 +274,17 @@ def fault_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             record = archive.testzip()
-            names = archive.namelist()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-        return str(error) or type(error).__name__
+            entries = archive.infolist()
+    except MemoryError:
+        raise
+    except Exception as error:  # damage has as many names as zipfile and zlib have exceptions
+        return _first_line(error)
     if record is not None:
         return f"bad CRC in {record}"
-    if not any(name.endswith("/data.pkl") for name in names):
+    for entry in entries:
+        if entry.external_attr & _DOS_FOLDER:
+            return f"{entry.filename} is marked as a folder"
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         return "no data.pkl in it"
     return None
 
@@ -290,7 +296,9 @@ def _read(path: Path) -> tuple[State, Manifest]:
         if fault is None:
             held = torch.load(path, map_location="cpu", weights_only=True)
             return held["state"], Manifest(**held["manifest"])
-    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of the pickle, the zip file, or what they hold
         fault = _first_line(error)
     raise _NotWhole(fault)
 
