@@ -277,7 +277,7 @@ def fault_of(path: Path) -> str | None:
             entries = archive.infolist()
     except MemoryError:
         raise
-    except Exception as error:  # damage has as many names as zipfile and zlib have exceptions
+    except Exception as error:  # noqa: BLE001  damage has as many names as zipfile has exceptions
         return _first_line(error)
     if record is not None:
         return f"bad CRC in {record}"
@@ -298,7 +298,7 @@ def _read(path: Path) -> tuple[State, Manifest]:
             return held["state"], Manifest(**held["manifest"])
     except MemoryError:
         raise
-    except Exception as error:  # of the pickle, the zip file, or what they hold
+    except Exception as error:  # noqa: BLE001  of the pickle, or of what it holds
         fault = _first_line(error)
     raise _NotWhole(fault)
 
