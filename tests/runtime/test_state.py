@@ -13,7 +13,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -604,6 +604,18 @@ def test_every_figure_of_the_last_split_has_a_column(tmp_path: Path) -> None:
     assert all(name in text for name in names)
     assert text.count("[0.1000]") == len(names)
     assert "also recorded: val/figure_0" in text
+
+
+def test_rows_say_how_many_runs_met_their_gate(tmp_path: Path) -> None:
+    plan = [Task(i, f"{c},seed={i}", c, str(i), "read", key=str(i)) for i, c in enumerate("aaab")]
+    for task, met in zip(plan, (True, False, True, True), strict=True):
+        status = Status(state="done", key=task.key, attempt=1, seconds=3.0)
+        result = replace(finished(task.key, 0.9, 0.1, ()), gate={"met": met})
+        fill(tmp_path, task, status, result)
+    rows = [line.split() for line in table(plan, tmp_path).splitlines()]
+    assert rows[1][rows[1].index("state") :] == ["state", "gate", "tries", "time"]
+    assert rows[2][-7:] == ["done", "2", "of", "3", "1", "3.0", "s"]
+    assert rows[3][-5:] == ["done", "met", "1", "3.0", "s"]
 
 
 def test_a_remark_with_figures_of_its_own_is_said_once(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ class _Row:
     tries: int = 0
     seconds: float = 0.0
     ran: int = 0
+    gated: int = 0  # results with a gate, and those that met it
+    met: int = 0
 
     def add(self, status: Status, result: Result | None) -> None:
         self.seeds += 1
@@ -61,9 +63,19 @@ class _Row:
         if status.seconds:
             self.seconds += status.seconds
             self.ran += 1
+        if result and result.gate:
+            self.gated += 1
+            self.met += bool(result.gate.get("met"))
         for name, value in (result.metrics if result else {}).items():
             if value is not None and result:
                 self.figures.setdefault(name, _Figure()).add(value, result.floors.get(name))
+
+    @property
+    def gate(self) -> str:
+        """``met``, or how many runs met it."""
+        if self.met == self.gated:
+            return "met" if self.gated else "-"
+        return f"{self.met} of {self.gated}"
 
     @property
     def state(self) -> str:
@@ -158,6 +170,7 @@ def _block(stage: str, rows: list[_Row]) -> str:
         ["condition", *names],
         ["seeds", *(str(row.seeds) for row in rows)],
         ["state", *(row.state for row in rows)],
+        *([["gate", *(row.gate for row in rows)]] if any(row.gated for row in rows) else []),
         ["tries", *(str(row.tries or "-") for row in rows)],
         ["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)],
     ]
