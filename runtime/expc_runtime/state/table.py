@@ -166,15 +166,14 @@ def _block(stage: str, rows: list[_Row]) -> str:
             total[state] = total.get(state, 0) + count
     counts = tally(total)
     common, names = _conditions([row.condition for row in rows])
-    columns = [
-        ["condition", *names],
-        ["seeds", *(str(row.seeds) for row in rows)],
-        ["state", *(row.state for row in rows)],
-        *([["gate", *(row.gate for row in rows)]] if any(row.gated for row in rows) else []),
-        ["tries", *(str(row.tries or "-") for row in rows)],
-        ["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)],
-    ]
-    left, right = columns[:2], columns[2:]
+    left = [["condition", *names], ["seeds", *(str(row.seeds) for row in rows)]]
+    right = [["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)]]
+    if any(row.tries > 1 for row in rows):
+        right.insert(0, ["tries", *(str(row.tries or "-") for row in rows)])
+    if any(row.gated for row in rows):
+        right.insert(0, ["gate", *(row.gate for row in rows)])
+    if len(total) > 1:  # else the heading has said it
+        right.insert(0, ["state", *(row.state for row in rows)])
     figures, also = _metrics(rows)
     lines = [f"{stage}: {counts}" + (f"   (all: {common})" if common else "")]
     while True:
@@ -182,7 +181,7 @@ def _block(stage: str, rows: list[_Row]) -> str:
         lines += _align([*left, *shown, *right], numeric=range(1, len(left) + len(shown)))
         if not figures:
             break
-        left, right = columns[:1], []
+        left, right = left[:1], []
         lines.append("")
     tail = [f"  also recorded: {', '.join(also)}"] if also else []
     return "\n".join(_clip(line) for line in [*lines, *tail])
