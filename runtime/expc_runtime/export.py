@@ -259,7 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--format", choices=("safetensors", "onnx"), default="safetensors")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--best", metavar="MONITOR", help="its best weights, or `last`")
+    parser.add_argument(
+        "--best", metavar="MONITOR", help="its best weights, or `last`; else those of the figures"
+    )
     parser.add_argument(
         "--input",
         type=_column,

@@ -20,7 +20,9 @@ import click
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write."
 )
 @click.option(
-    "--best", metavar="MONITOR", help="The best weights of a monitor instead of the last."
+    "--best",
+    metavar="MONITOR",
+    help="A monitor's best weights, or `last`; else those that the result's figures are about.",
 )
 def command(run: Path, kind: str, output: Path, best: str | None) -> int:
     """Write the trained module of RUN, the folder of a finished stage, to a file.
