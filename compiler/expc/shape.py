@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from expc import components
 from expc.findings import Edit, Finding, listed, suggest
 from expc.source import KeyPath
 from expc.tree import Tree
@@ -198,11 +199,17 @@ def _help(
         return "write a number without quotes" + (
             "; an exponent needs a point, as in `3.0e-4`" if "e" in value.lower() else ""
         )
+    if detail["type"] == "dict_type" and isinstance(value, str) and _is_component(value):
+        return f"write `{{use: {value}}}`"
     if detail["type"] == "list_type" and isinstance(value, int | float | str):
         return f"write `[{value}]`"
     model = _model_at(fields, loc)
     about = _about(fields, model, loc) if loc else ""
     return about or "see `expc schema`"
+
+
+def _is_component(name: str) -> bool:
+    return any(components.lookup(family, name) for family in components.FAMILIES)
 
 
 def _shown(value: object) -> str:
