@@ -112,9 +112,7 @@ class Call:
 
 # ------------------------------------------------------------------------------------------------------- ops
 
-OpKind = Literal[
-    "call", "convert", "detach", "term", "sum", "step", "sync", "record", "metric", "return"
-]
+OpKind = Literal["call", "convert", "detach", "term", "sum", "step", "sync", "record", "metric"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ class Op:
 
     `call` and `term` call a target, `convert` and `detach` a method of their operand; `sum` adds operands, each times its
     weight; `step` takes an optimizer step on a total; `sync` updates a net from another (target networks); `record`
-    logs scalars under their keys; `metric` feeds a metric; `return` ends a routine.
+    logs scalars under their keys; `metric` feeds a metric.
     """
 
     kind: OpKind

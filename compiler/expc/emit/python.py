@@ -350,8 +350,6 @@ def _statement(op: Op, imports: Imports) -> str:
             return assign + " + ".join(_weighted(term, factor, where) for term, factor in terms)
         case "step":
             return f"self.step({json.dumps(op.target)}, {ins[0]})"
-        case "return":
-            return f"return {', '.join(ins)}"
         case _:
             return f"{assign}{imports.call(op.target)}({', '.join([*ins, *named])})"
 

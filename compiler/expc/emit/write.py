@@ -66,7 +66,7 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
     old = read_lock(folder)
     owned = _owned(folder, old)
     if not force:
-        refuse_edited(rendered, folder, shown)
+        _refuse_edited(rendered, folder, shown, old)
     folder.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     unchanged: list[str] = []
@@ -83,7 +83,10 @@ def write(rendered: Rendered, folder: Path, shown: str, *, force: bool = False) 
 
 def refuse_edited(rendered: Rendered, folder: Path, shown: str) -> None:
     """Raise `SpecError` if a generated file was edited by hand and is nobody's yet."""
-    old = read_lock(folder)
+    _refuse_edited(rendered, folder, shown, read_lock(folder))
+
+
+def _refuse_edited(rendered: Rendered, folder: Path, shown: str, old: Mapping[str, Any]) -> None:
     owned = _owned(folder, old)
     edited = [name for name in _edited(folder, old, rendered) if name not in owned]
     if edited:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from expc.ir import Op, Phase, Program, read_by
 
-_EFFECTS = frozenset({"step", "sync", "record", "metric", "return"})
+_EFFECTS = frozenset({"step", "sync", "record", "metric"})
 
 
 def drop_unused(program: Program) -> Program:
