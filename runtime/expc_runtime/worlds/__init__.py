@@ -1,0 +1,1 @@
+"""World models: networks, latent dynamics and behaviour learned in imagination."""
