@@ -6,7 +6,8 @@ Conventions shared by all of them:
 - 16-bit inputs are computed, and returned, in float32, inside and outside autocast; float64 stays
   float64.
 - `reduction` is "mean", "sum" or "none". Elementwise losses average over elements; row losses
-  (the class dimension is the last one) have one value for each row and average over rows.
+  (the class dimension is the last one) have one value for each row and average over rows;
+  `mse_sum` has one for each image.
 - Shapes must agree exactly, nothing is broadcast: ValueError. `pred` that is not floating point:
   TypeError.
 - Nothing here reads a value on the host, so a call never waits for the device. The range of
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from expc_runtime import twohot
+
 __all__ = [
     "asymmetric",
     "bce",
@@ -27,7 +30,9 @@ __all__ = [
     "gce",
     "kl_div",
     "mse",
+    "mse_sum",
     "smooth_l1",
+    "twohot_symlog",
 ]
 
 _NARROW = (torch.float16, torch.bfloat16)
@@ -55,6 +60,20 @@ def mse(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """Squared error (pred - target)^2; `pred` (...) is taken as it is, probabilities or reals."""
     pred, target = _elements("mse", pred, target, reduction)
     return F.mse_loss(pred, target, reduction=reduction)
+
+
+def mse_sum(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Squared error of images (..., H, W, C), summed over the last three axes: one value an image.
+
+    Without a 1/2; "mean" averages over images.
+    """
+    pred, target = _elements("mse_sum", pred, target, reduction)
+    if pred.dim() < 3:
+        raise ValueError(f"mse_sum: an image is (..., H, W, C), not {tuple(pred.shape)}")
+    if reduction == "none":
+        return F.mse_loss(pred, target, reduction="none").sum((-3, -2, -1))
+    loss = F.mse_loss(pred, target, reduction="sum")
+    return loss / pred.shape[:-3].numel() if reduction == "mean" else loss
 
 
 def smooth_l1(
@@ -203,6 +222,21 @@ def gce(
         if negative:
             loss = loss + negative * (log_prob.exp() * (1 - target)).sum(-1)
     return _reduce(loss, reduction)
+
+
+def twohot_symlog(pred: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """Cross-entropy of logits `pred` (..., bins) to the two-hot code of numbers `target` (...).
+
+    Hafner et al. 2023, eq. 9: symlog(target) = sign(t) ln(1 + |t|) shares its weight linearly
+    between its two neighbours in linspace(-20, 20, bins), 2 bins or more. One value for each
+    number; beyond the buckets the last one counts.
+    """
+    if not pred.dim() or pred.shape[:-1] != target.shape:
+        raise _shapes_differ("twohot_symlog", pred, target, "numbers (...) for logits (..., bins)")
+    if pred.shape[-1] < 2:
+        raise ValueError(f"twohot_symlog: at least 2 bins, not {pred.shape[-1]}")
+    pred = _wide("twohot_symlog", pred, reduction)
+    return _reduce(twohot.cross_entropy(pred, target.to(pred.dtype)), reduction)
 
 
 def _elements(name: str, pred: Tensor, target: Tensor, reduction: str) -> tuple[Tensor, Tensor]:

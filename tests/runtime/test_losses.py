@@ -106,6 +106,7 @@ REFERENCES: dict[str, Callable[..., Array]] = {
     "kl_div": ref_kl_div,
     "gce": ref_gce,
 }
+OF_IMAGES_AND_NUMBERS = {"mse_sum", "twohot_symlog"}  # other shapes: test_world_losses.py
 ROWS = ("cross_entropy", "kl_div", "gce")
 IDS = ("cross_entropy", "gce")
 PARAMS: list[tuple[str, Params]] = [
@@ -155,7 +156,8 @@ def problem(name: str, seed: int, rows: int = 6, classes: int = 5) -> tuple[Tens
 
 
 def test_every_loss_has_a_reference_and_a_parameter_set() -> None:
-    assert set(losses.__all__) == set(REFERENCES) == {name for name, _ in PARAMS}
+    assert set(losses.__all__) - OF_IMAGES_AND_NUMBERS == set(REFERENCES)
+    assert set(REFERENCES) == {name for name, _ in PARAMS}
 
 
 @EACH
@@ -384,7 +386,7 @@ def test_a_call_reads_no_value(name: str, params: Params) -> None:
         assert slope(loss, z).shape == z.shape
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", sorted(REFERENCES))
 @pytest.mark.parametrize(
     ("pred", "target"),
     [((4, 1), (4,)), ((4,), (4, 1)), ((4, 3), (4, 1)), ((4, 3), (1, 3)), ((4, 3), (3,)),
@@ -397,19 +399,19 @@ def test_shapes_are_never_broadcast(
         loss_of(name)(torch.zeros(pred), torch.zeros(target))
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", sorted(REFERENCES))
 def test_the_refusal_names_both_shapes(name: str) -> None:
     with pytest.raises(ValueError, match=r"\(4, 1\).*\(5,\)"):
         loss_of(name)(torch.zeros(4, 1), torch.zeros(5))
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", sorted(REFERENCES))
 def test_pred_must_be_floating_point(name: str) -> None:
     with pytest.raises(TypeError, match="floating point"):
         loss_of(name)(torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 3))
 
 
-@pytest.mark.parametrize("name", losses.__all__)
+@pytest.mark.parametrize("name", sorted(REFERENCES))
 def test_an_unknown_reduction_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="batchmean"):
         loss_of(name)(torch.zeros(4, 3), torch.zeros(4, 3), reduction="batchmean")

@@ -1,1 +1,1 @@
-"""World models: networks, latent dynamics and behaviour learned in imagination."""
+"""World models: networks over images, latent dynamics, and behaviour learned in imagination."""
