@@ -1,0 +1,1 @@
+"""Measurements of a trained stage: `evaluate` runs one and leaves its result."""
