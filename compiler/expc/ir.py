@@ -31,7 +31,9 @@ ClassProbs = Port("ClassProbs", "a distribution over classes")
 Real = Port("Real", "real numbers")
 ClassId = Port("ClassId", "class ids")
 Features = Port("Features", "features")
+TwoHotLogits = Port("TwoHotLogits", "logits over two-hot buckets")
 Scalar = Port("Scalar", "a number")
+Count = Port("Count", "a number of rows")
 Latent = Port("Latent", "a latent state", tree=True)
 Trajectory = Port("Trajectory", "an imagined trajectory", tree=True)
 Tokens = Port("Tokens", "token ids")
@@ -41,8 +43,8 @@ Any_ = Port("Any", "anything")
 PORTS: Mapping[str, Port] = {
     port.name: port
     for port in (
-        BinaryLogits, ClassLogits, Prob, ClassProbs, Real, ClassId, Features, Scalar, Latent,
-        Trajectory, Tokens, ItemId, Any_,
+        BinaryLogits, ClassLogits, Prob, ClassProbs, Real, ClassId, Features, TwoHotLogits, Scalar,
+        Count, Latent, Trajectory, Tokens, ItemId, Any_,
     )
 }  # fmt: skip
 

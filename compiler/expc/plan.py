@@ -159,12 +159,21 @@ def _swept(variant: Variant) -> dict[str, str]:
 
 
 def _telling(found: Mapping[str, Mapping[Any, str]]) -> dict[str, str]:
-    """For each key, its values at those places where the keys differ."""
+    """For each key, its values at the first places that tell the keys apart."""
     places = dict.fromkeys(place for each in found.values() for place in each)
-    differ = [p for p in places if len({each.get(p) for each in found.values()}) > 1]
-    return {
-        key: "_".join(slug(each[p]) for p in differ if p in each) for key, each in found.items()
-    }
+    labelled = dict.fromkeys(found, "")
+    for place in places:
+        longer = {
+            key: "_".join([*filter(None, [labelled[key]]), *map(slug, _at(each, place))])
+            for key, each in found.items()
+        }
+        if len(set(longer.values())) > len(set(labelled.values())):
+            labelled = longer
+    return labelled
+
+
+def _at(values: Mapping[Any, str], place: object) -> list[str]:
+    return [values[place]] if place in values else []
 
 
 def _identifier(label: str) -> str:

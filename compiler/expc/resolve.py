@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from expc import components
-from expc.components.core import Params, Use
+from expc.components.core import Family, Params, Use
 from expc.components.own import own_component
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, Span, SpecError, listed, suggest
@@ -195,6 +195,9 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     if "model" in slots and isinstance(tree.get(("model",)), dict):
         tree = _share_model(tree, path)
         raw = tree.get(path)
+    tree, misnamed = _named_entries(tree, path, slots)
+    findings += misnamed
+    raw = tree.get(path)
     shape = None
     try:
         shape = kind.shape.model_validate(raw)
@@ -203,9 +206,12 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     uses: dict[str, Use] = {}
     maps: dict[str, dict[str, Use]] = {}
     for key, slot in slots.items():
+        if slot.family == "loss":
+            tree = _with_terms(tree, (*path, key), maps)
+        raw = tree.get(path)
         if not isinstance(raw.get(key), dict):
             continue
-        if slot.many:
+        if slot.is_map:
             maps[key] = {}
             for entry in raw[key]:
                 findings += _checked_name(entry, tree, (*path, key, entry))
@@ -226,6 +232,54 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     parents = tuple(dict.fromkeys(kind.parents(shape)))
     stage = Stage(name, kind, shape, uses, maps, str(tree.get(("name",), "")), parents)
     return tree, None if findings else stage, findings
+
+
+def _named_entries(
+    tree: Tree, path: KeyPath, slots: Mapping[str, Slot]
+) -> tuple[Tree, list[Finding]]:
+    """Maps whose entries have names of their own: what is left out is filled in, what is not known is told."""
+    findings = []
+    for key, slot in slots.items():
+        raw = tree.get((*path, key))
+        if not slot.named or not isinstance(raw, dict):
+            continue
+        known = [each.name for each in slot.named]
+        findings += [
+            unknown_key(entry, tree, (*path, key), f"`{key}`", known)
+            for entry in raw
+            if entry not in known
+        ]
+        for each in slot.named:
+            if each.name in raw:
+                continue
+            if not each.default:
+                about = f"a {each.family}: {listed(components.names(each.family))}"
+                findings.append(missing_key(each.name, tree, (*path, key), f"`{key}`", about))
+                continue
+            tree = tree.override(
+                (*path, key, each.name), {"use": each.default}, _default(tree, (*path, key))
+            )
+    return tree, findings
+
+
+def _with_terms(tree: Tree, path: KeyPath, maps: Mapping[str, Mapping[str, Use]]) -> Tree:
+    """The loss map with the terms that components bring; what the spec writes of them wins."""
+    for uses in maps.values():
+        for use in uses.values():
+            if use.component.terms is None:
+                continue
+            found = use.component.terms(use.params)
+            terms = {key: {"use": name, "weight": weight} for key, (name, weight) in found.items()}
+            base = Tree({}, {(): tree.where[()]})
+            base = base.override(path, terms, _default(tree, use.path))
+            tree = tree.under(path, base)
+    return tree
+
+
+def _default(tree: Tree, path: KeyPath) -> Where:
+    """The place of what nobody wrote: that of what it belongs to."""
+    above = tree.at(path)
+    return Where(above.key, above.value, "default")
 
 
 def _unknown_kind(raw: Mapping[str, Any], tree: Tree, path: KeyPath, name: str) -> Finding:
@@ -269,19 +323,20 @@ def _share_model(tree: Tree, path: KeyPath) -> Tree:
 
 def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None, list[Finding]]:
     raw = tree.get(path)
+    family = slot.family_of(str(path[-1]))
     if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
         owner = f"`{path[-1]}`"
         if isinstance(raw, dict) and "use" in raw:
             place = tree.at((*path, "use")).value
             return None, [Finding("XC103", "`use` takes the name of a component", place)]
-        return None, [missing_key("use", tree, path, owner, f"a {slot.family}: {_some(slot)}")]
+        return None, [missing_key("use", tree, path, owner, f"a {family}: {_some(family)}")]
     name = raw["use"]
     if ":" in name:
-        component, problem = own_component(slot.family, name, root, tree.at((*path, "use")).value)
+        component, problem = own_component(family, name, root, tree.at((*path, "use")).value)
     else:
-        component, problem = components.lookup(slot.family, name), None
+        component, problem = components.lookup(family, name), None
     if component is None:
-        return None, [problem or _unknown_component(name, tree, path, slot)]
+        return None, [problem or _unknown_component(name, tree, path, family)]
     slot_fields = list(slot.shape.model_fields) if slot.shape else []
     own = {key: value for key, value in raw.items() if key != "use" and key not in slot_fields}
     of_slot = {key: raw[key] for key in slot_fields if key in raw}
@@ -327,22 +382,22 @@ def _unknown(finding: Finding) -> str:
     return finding.message.split("`")[1] if finding.code == "XC101" else ""
 
 
-def _some(slot: Slot) -> str:
-    return listed(components.names(slot.family))
+def _some(family: Family) -> str:
+    return listed(components.names(family))
 
 
-def _unknown_component(name: str, tree: Tree, path: KeyPath, slot: Slot) -> Finding:
+def _unknown_component(name: str, tree: Tree, path: KeyPath, wanted: Family) -> Finding:
     place = tree.at((*path, "use")).value
-    hint = suggest(name, components.names(slot.family))
+    hint = suggest(name, components.names(wanted))
     elsewhere = [family for family in components.FAMILIES if components.lookup(family, name)]
     notes: tuple[Note, ...] = ()
     if elsewhere:
-        notes = (Note(place, f"`{name}` is a {elsewhere[0]}, not a {slot.family}"),)
-    choices = f"{_some(slot)}, or your own as `package.module:Name`"
+        notes = (Note(place, f"`{name}` is a {elsewhere[0]}, not a {wanted}"),)
+    choices = f"{_some(wanted)}, or your own as `package.module:Name`"
     fix = (Edit(place, hint.split("`")[1]),) if hint else ()
     return Finding(
         "XC104",
-        f"there is no {slot.family} `{name}`",
+        f"there is no {wanted} `{name}`",
         place,
         help=f"{hint} ({choices})" if hint else choices,
         notes=notes,

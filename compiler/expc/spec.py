@@ -23,12 +23,34 @@ Raw = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """An entry that a map of components has by name, of a family of its own; `default` is used where it is left out."""
+
+    name: str
+    family: Family
+    default: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """A place for one component, or for a named map of them; `shape` is what the place itself adds."""
+    """A place for one component, or for a map of them; `shape` is what the place itself adds.
+
+    A map is open (`many`), or has the entries that `named` lists and no others.
+    """
 
     family: Family
     shape: type[Params] | None = None
     many: bool = False
+    named: tuple[Named, ...] = ()
+
+    @property
+    def is_map(self) -> bool:
+        """Whether it holds several components."""
+        return self.many or bool(self.named)
+
+    def family_of(self, entry: str) -> Family:
+        """The family of one entry of a map."""
+        return next((each.family for each in self.named if each.name == entry), self.family)
 
 
 class Clock(Shape):

@@ -17,3 +17,4 @@ ClassProbs: TypeAlias = Tensor  # (B, C) rows of probabilities
 Prob: TypeAlias = Tensor  # (B,) or (B, L) probabilities in [0, 1]
 Real: TypeAlias = Tensor  # (B,) or (B, L) any real number
 ClassId: TypeAlias = Tensor  # (B,) integers in [0, C)
+Latent: TypeAlias = dict[str, Tensor]  # a state: tensors by name, rows first

@@ -20,6 +20,13 @@ _BUILT_IN: Mapping[Family, tuple[str, str]] = {
     "metric": ("expc.components.metrics", "METRICS"),
     "optim": ("expc.components.optimizers", "OPTIMIZERS"),
     "schedule": ("expc.components.optimizers", "SCHEDULES"),
+    "env": ("expc.components.environments", "ENVIRONMENTS"),
+    "encoder": ("expc.components.worlds", "ENCODERS"),
+    "dynamics": ("expc.components.worlds", "DYNAMICS"),
+    "decoder": ("expc.components.worlds", "DECODERS"),
+    "layers": ("expc.components.worlds", "LAYERS"),
+    "behaviour": ("expc.components.worlds", "BEHAVIOURS"),
+    "evaluation": ("expc.components.evaluations", "EVALUATIONS"),
 }
 
 FAMILIES: tuple[Family, ...] = tuple(_BUILT_IN)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict
 
 from expc.ir import Port
 
-Family = Literal["data", "model", "head", "loss", "metric", "optim", "schedule"]
+Family = Literal[
+    "data", "model", "head", "loss", "metric", "optim", "schedule",
+    "env", "encoder", "dynamics", "decoder", "layers", "behaviour", "evaluation",
+]  # fmt: skip
 
 
 class Params(BaseModel):
@@ -47,6 +50,8 @@ class Column:
 class Component:
     """A declaration. Its torch code lives in the runtime, under `target`.
 
+    `terms` are the losses that a component brings with it, as a function of its parameters (of those in `terms_of`): key -> (loss, weight). `of_head` are
+    parameters of a loss that shape the head it reads; `actions` is how many an environment has.
     `inputs` are the arguments of a model's `forward`, and `optional` those that it may go without.
     `needs_width` says that a first part of a model must be told `in_features`; later parts are given it. `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
     runtime's own default holds: a test compares the two. `own` marks a user's code, and `fingerprint` names its text.
@@ -64,6 +69,11 @@ class Component:
     optional: tuple[str, ...] = ()
     needs_width: bool = False
     better: Literal["higher", "lower", ""] = ""
+    terms: Callable[[Any], Mapping[str, tuple[str, float]]] | None = None
+    terms_of: tuple[str, ...] = ()
+    of_head: tuple[str, ...] = ()
+    actions: int | None = None
+    logged: Callable[[Any], Mapping[str, str]] | None = None
     traits: frozenset[str] = frozenset()
     own: bool = False
     fingerprint: str = ""

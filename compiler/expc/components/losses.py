@@ -5,7 +5,16 @@ from __future__ import annotations
 from pydantic import Field
 
 from expc.components.core import Component, Form, Params
-from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Prob, Real
+from expc.ir import (
+    BinaryLogits,
+    ClassId,
+    ClassLogits,
+    ClassProbs,
+    Latent,
+    Prob,
+    Real,
+    TwoHotLogits,
+)
 
 _TWO_CLASSES = (Form((BinaryLogits, Prob)),)
 _CLASSES = (Form((ClassLogits, ClassId)), Form((ClassLogits, ClassProbs)))
@@ -56,6 +65,15 @@ class Asymmetric(Params):
     clip: float = Field(0.0, ge=0, lt=1, description="negatives easier than this cost nothing")
 
 
+class TwoHot(Params):
+    """Parameters of `twohot_symlog`."""
+
+    bins: int = Field(255, ge=3, description="buckets between symlog -20 and 20")
+
+
+_STATES = (Form((Latent, Latent)),)
+"""Terms that a dynamics brings with it: methods of its own, over its states."""
+
 LOSSES = (
     Component(
         "loss", "bce", "binary cross-entropy on logits", Bce,
@@ -89,4 +107,16 @@ LOSSES = (
         "loss", "asymmetric", "asymmetric loss for many labels (Ridnik 2021)", Asymmetric,
         "expc_runtime.losses:asymmetric", _TWO_CLASSES,
     ),
+    Component(
+        "loss", "mse_sum", "squared error, summed over an image", Nothing,
+        "expc_runtime.losses:mse_sum", (Form((Real, Real)),),
+    ),
+    Component(
+        "loss", "twohot_symlog", "cross-entropy to two neighbouring buckets of symlog (Hafner 2023)", TwoHot,
+        "expc_runtime.losses:twohot_symlog", (Form((TwoHotLogits, Real)),), of_head=("bins",),
+    ),
+    Component("loss", "kl_dyn", "KL that trains the prior, the posterior held still", Nothing, ".kl", _STATES),
+    Component("loss", "kl_rep", "KL that trains the posterior, the prior held still", Nothing, ".kl", _STATES),
+    Component("loss", "kl_mask", "KL of the boundary detectors; trains the prior one", Nothing, ".kl", _STATES),
+    Component("loss", "kl_rate", "KL of the boundary's probability from a rate", Nothing, ".rate_prior", _STATES),
 )  # fmt: skip

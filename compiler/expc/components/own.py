@@ -26,6 +26,9 @@ _GIVEN: dict[Family, frozenset[str]] = {
     "model": frozenset(),
     "metric": frozenset(),
     "data": frozenset(),
+    "env": frozenset({"batch", "device"}),
+    "encoder": frozenset(),
+    "decoder": frozenset({"in_features"}),
 }
 """Parameters that the generated code fills in: a spec may not set them."""
 
@@ -34,6 +37,8 @@ def own_component(
     family: Family, target: str, root: Path, span: Span
 ) -> tuple[Component | None, Finding | None]:
     """The component behind `package.module:Name`, or what is wrong with it."""
+    if family not in _GIVEN:
+        return None, _not_yours(family, target, span)
     try:
         found = signature(target, root)
     except NotFound as error:
@@ -42,6 +47,7 @@ def own_component(
         forms = _forms(family, found)
         columns = dict(_columns(found)) if family == "data" else {}
         params = _params(family, found)
+        actions = _actions(family, found)
     except ValueError as error:
         return None, Finding(
             "XC106", f"`{target}` {error}", span, help="change its signature, or wrap it"
@@ -60,11 +66,31 @@ def own_component(
             needs_width=any(p.name == "in_features" and p.required for p in found.parameters),
             optional=tuple(parameter.name for parameter in taken if not parameter.required),
             better=_better(found) if family == "metric" else "",
+            actions=actions,
             own=True,
             fingerprint=fingerprint(target.partition(":")[0], root),
         ),
         None,
     )
+
+
+def _not_yours(family: Family, target: str, span: Span) -> Finding:
+    return Finding(
+        "XC106",
+        f"`{target}`: a {family} can't be your own",
+        span,
+        why="what it adds to the program can't be read from a signature",
+        help="use one that is built in, or declare yours by the entry point `expc.components`",
+    )
+
+
+def _actions(family: Family, found: Signature) -> int | None:
+    if family != "env":
+        return None
+    count = found.attributes.get("actions")
+    if not isinstance(count, int):
+        raise ValueError("has no class attribute `actions`, the number of its actions")  # noqa: TRY004
+    return count
 
 
 def _better(found: Signature) -> Literal["higher", "lower", ""]:

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from expc.ir import (
     Call,
+    Count,
     Flag,
     Module,
     Name,
@@ -268,31 +269,41 @@ def _init(program: Program, imports: Imports) -> Method:
 
 
 def _routine(program: Program, routine: Routine, imports: Imports) -> Method:
-    taken = "batch: Batch" if routine.batch else ", ".join(f"{v.name}: Tensor" for v in routine.ins)
+    named = (f"{value.name}: {_annotation(value, imports)}" for value in routine.ins)
+    taken = "batch: Batch" if routine.batch else ", ".join(named)
     lines: list[Line] = []
     if routine.batch:
         lines.append(_unpack(program, routine.ops))
     lines += _body(routine.ops, imports)
     if len(routine.out) == 1:
-        lines = [_typed(line, routine.out[0]) for line in lines]
+        lines = [_typed(line, routine.out[0], imports) for line in lines]
     if routine.out:
         always_tuple = bool(routine.returns)
         lines.append(Line(f"return {_tuple(routine.out, always=always_tuple)}"))
-    returns = routine.returns or _returns(routine.out)
+    returns = routine.returns or _returns(routine.out, imports)
     return Method(f"def {routine.name}(self, {taken}) -> {returns}:", routine.doc, tuple(lines))
 
 
-def _typed(line: Line, out: Value) -> Line:
+def _typed(line: Line, out: Value, imports: Imports) -> Line:
     """A net's call gives anything, to a type checker: say what is returned."""
     name, _, made = line.text.partition(" = ")
-    is_call = name == out.name and made.startswith("self.")
-    return Line(f"{name}: Tensor = {made}", line.path) if is_call else line
+    is_call = name.strip() == out.name and made.startswith("self.")
+    annotation = _annotation(out, imports)
+    return Line(f"{name}: {annotation} = {made}", line.path) if is_call else line
 
 
-def _returns(out: Sequence[Value]) -> str:
+def _annotation(value: Value, imports: Imports) -> str:
+    """The type of a value in a signature."""
+    if value.port is Count:
+        return "int"
+    return imports.call("expc_runtime.ports:Latent") if value.port.tree else "Tensor"
+
+
+def _returns(out: Sequence[Value], imports: Imports) -> str:
     if not out:
         return "None"
-    return "Tensor" if len(out) == 1 else f"tuple[{', '.join('Tensor' for _ in out)}]"
+    types = [_annotation(value, imports) for value in out]
+    return types[0] if len(types) == 1 else f"tuple[{', '.join(types)}]"
 
 
 def _tuple(values: Sequence[Value], *, always: bool) -> str:

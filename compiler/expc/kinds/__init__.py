@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from expc.kinds.core import Kind
+from expc.kinds.evaluate import EVALUATE
 from expc.kinds.supervised import SUPERVISED
+from expc.kinds.world_model import WORLD_MODEL
 
-KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (SUPERVISED,)}
+KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (SUPERVISED, WORLD_MODEL, EVALUATE)}

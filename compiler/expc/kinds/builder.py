@@ -112,9 +112,12 @@ class Builder:
         return self._flags[path]
 
     def weight(self, *keys: str | int) -> Flag | float | None:
-        """A factor of a sum; None when nobody wrote one."""
-        factor = self.flag(*keys) if self.written(*keys) else None
-        return factor if isinstance(factor, Flag) else None
+        """A factor of a sum: a flag when somebody wrote it, a term's own default, or None."""
+        if self.written(*keys):
+            factor = self.flag(*keys)
+            return factor if isinstance(factor, Flag) else None
+        default = self.experiment.tree.get(self.path(*keys))
+        return default if isinstance(default, float) and default != 1.0 else None
 
     def flags(self) -> tuple[Flag, ...]:
         """Flags in the order of the kind's keys, then of the spec."""
@@ -208,8 +211,13 @@ class Builder:
         routine = Routine(name, doc, tuple(ins), self.take(), tuple(out), batch, grad, returns)
         return routine
 
+    def enter(self, phase: str) -> None:
+        """Values made from here on belong to a phase."""
+        self._phase = phase
+
     def take(self) -> tuple[Op, ...]:
         """The statements written since the last routine or phase; names start anew."""
+        self._phase = ""
         ops, self._ops = tuple(self._ops), []
         self._scope, self._converted = {}, {}
         return ops

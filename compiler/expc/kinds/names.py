@@ -10,11 +10,13 @@ from expc.findings import Finding, Note, Span
 
 ATTRIBUTES = frozenset(
     [
+        "act",
         "add_module",
         "all_gather",
         "allow_zero_length_dataloader_with_multiple_devices",
         "answering",
         "apply",
+        "autocast",
         "automatic_optimization",
         "backward",
         "batches_from",
@@ -61,6 +63,7 @@ ATTRIBUTES = frozenset(
         "half_dtype",
         "hparams",
         "hparams_initial",
+        "initial",
         "ipu",
         "load_from_checkpoint",
         "load_state_dict",

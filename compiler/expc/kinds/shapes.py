@@ -53,7 +53,24 @@ class Until(Shape):
 
 
 BOUNDS = ("at_least", "at_most", "above", "below")
-CLOCKS = {"epochs": "Epochs", "updates": "Updates", "minutes": "Minutes"}
+CLOCKS = {
+    "epochs": "Epochs",
+    "updates": "Updates",
+    "minutes": "Minutes",
+    "env_steps": "EnvSteps",
+}
+
+
+class EnvSteps(Shape):
+    """A span counted in steps of the environment."""
+
+    env_steps: Count = Field(description="steps of the environment, all its copies together")
+
+
+class Updates(Shape):
+    """A span counted in batches."""
+
+    updates: Count = Field(description="batches trained on")
 
 
 class Every(Shape):

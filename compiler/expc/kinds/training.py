@@ -8,32 +8,43 @@ from expc.components.core import Use
 from expc.findings import Finding, listed, suggest
 from expc.ir import Artifact, Call, Name, Operand, Optim
 from expc.kinds.builder import Builder
-from expc.kinds.shapes import BOUNDS, CLOCKS, Every, Init, Until
-from expc.source import Key
+from expc.kinds.shapes import BOUNDS, CLOCKS, Init, Until
+from expc.source import Key, KeyPath
 
 FIT = "expc_runtime.fit:fit"
 """The runtime's training driver."""
 
 
 def optimizer(
-    b: Builder, name: str, use: Use, schedule: Use | None, nets: tuple[str, ...]
+    b: Builder,
+    name: str,
+    use: Use,
+    schedule: Use | None,
+    nets: tuple[str, ...] = (),
+    drive_at: KeyPath = (),
 ) -> Optim:
-    """An optimizer over nets (none named: all), and how it is driven."""
+    """An optimizer over nets (none named: all), and how it is driven: `clip` and `accumulate` stand at `drive_at`."""
     keys = b.keys(use.path)
     b.static(*keys, "use")
     arguments = b.arguments(use)
-    parameters: Operand = Call("self.parameters")
+    named = tuple(Name(f"self.{net}") for net in nets)
+    parameters: Operand = (
+        Call("expc_runtime.optim:parameters", named) if nets else Call("self.parameters")
+    )
     decays = b.written(*keys, "weight_decay") or use.default("weight_decay")
     if b.static(*keys, "decay") == "weights" and decays:
         arguments = b.arguments(use, leave=("weight_decay",))
         decay = b.flag(*keys, "weight_decay")
-        parameters = Call("expc_runtime.optim:decay_groups", (Name("self"), decay))
+        trained = Call("torch.nn:ModuleList", (named,)) if nets else Name("self")
+        parameters = Call("expc_runtime.optim:decay_groups", (trained, decay))
     fused: tuple[tuple[str, Operand], ...] = () if use.component.own else (("fused", True),)
     build = Call(use.component.target, (parameters,), (*arguments, *fused))
     drive: list[tuple[str, Operand]] = []
     if schedule is not None:
         drive.append(("schedule", _schedule(b, schedule)))
-    written = [(key, b.flag(key)) for key in ("clip", "accumulate") if b.written(key)]
+    written = [
+        (key, b.flag(*drive_at, key)) for key in ("clip", "accumulate") if b.written(*drive_at, key)
+    ]
     drive += [(key, value) for key, value in written if value is not None]
     return Optim(name, build, nets, tuple(drive), b.experiment.key(*use.path), use.path)
 
@@ -112,10 +123,26 @@ def logged_key(key: str, split: str) -> str:
     return key if "/" in key else f"{split}/{key}"
 
 
-def checkpoint(b: Builder, shape: Every) -> Call:
+def running(b: Builder, watched: Mapping[str, str], split: str) -> dict[str, Operand]:
+    """How a stage runs, beside its budget: precision, compilation, checkpoints, what the best is kept of."""
+    run: dict[str, Operand] = {}
+    if b.written("precision"):
+        run["precision"] = b.word("precision")
+    if b.written("compile"):
+        run["compile"] = b.flag("compile")
+    if b.written("checkpoint"):
+        run["checkpoint"] = checkpoint(b)
+    if watched:
+        b.static("monitor")
+        keys = {name: logged_key(key, split) for name, key in watched.items()}
+        run["monitor"] = dictionary(keys)
+    return run
+
+
+def checkpoint(b: Builder) -> Call:
     """When and how many checkpoints are kept."""
     kwargs: list[tuple[str, Operand]] = []
-    if shape.every is not None:
+    if b.written("checkpoint", "every"):
         kwargs.append(("every", clock(b, "checkpoint", "every")))
     if b.written("checkpoint", "keep"):
         kwargs.append(("keep", b.flag("checkpoint", "keep")))

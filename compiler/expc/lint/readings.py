@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from expc.components.core import Column
+from expc.components.core import Column, Use
 from expc.components.data import columns_of
 from expc.experiment import Stage
 from expc.ir import Op, Port, Program, Value
+from expc.kinds.shapes import Until
 
 
 class Edge(NamedTuple):
@@ -66,6 +67,17 @@ def logged_names(stage: Stage) -> dict[str, set[str]]:
     return names
 
 
+def optimizers(stage: Stage) -> list[Use]:
+    """Every optimizer of a stage: most have one."""
+    return [use for use in stage.every_use() if use.component.family == "optim"]
+
+
+def gate_of(stage: Stage) -> Until | None:
+    """When a stage ends, where its kind may have a gate."""
+    until = getattr(stage.shape, "until", None)
+    return until if isinstance(until, Until) else None
+
+
 def epoch_updates(stage: Stage) -> int | None:
     """Batches in one epoch, where the number of rows is known."""
     use = stage.uses.get("data")
@@ -78,7 +90,7 @@ def epoch_updates(stage: Stage) -> int | None:
     return max(1, train // batch if use.slot.drop_last else math.ceil(train / batch))
 
 
-CLOCKS = ("epochs", "updates", "minutes")
+CLOCKS = ("epochs", "updates", "minutes", "env_steps")
 
 
 def span_of(clock: object) -> tuple[str, float] | None:
@@ -92,7 +104,7 @@ def span_of(clock: object) -> tuple[str, float] | None:
 
 def in_updates(stage: Stage, span: tuple[str, float] | None) -> float | None:
     """A span in batches, where that can be known."""
-    if span is None or span[0] == "minutes":
+    if span is None or span[0] in ("minutes", "env_steps"):
         return None
     if span[0] == "updates":
         return span[1]

@@ -262,16 +262,7 @@ def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
 def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     shape: Supervised = stage.shape
     run: dict[str, Operand] = {"until": training.until(b, shape.until)}
-    if b.written("precision"):
-        run["precision"] = b.word("precision")
-    if b.written("compile"):
-        run["compile"] = b.flag("compile")
-    if b.written("checkpoint"):
-        run["checkpoint"] = training.checkpoint(b, shape.checkpoint)
-    if shape.monitor:
-        b.static("monitor")
-        watched = {name: training.logged_key(key, "val") for name, key in shape.monitor.items()}
-        run["monitor"] = training.dictionary(watched)
+    run |= training.running(b, shape.monitor, "val")
     starts = training.starts(b, shape.init)
     if starts:
         run["init"] = training.dictionary({start.part: start.source for start in starts})

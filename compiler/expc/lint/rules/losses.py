@@ -81,7 +81,7 @@ class HeadWithoutLoss(StageRule):
 
 
 def _head_of(use: Use) -> str:
-    return str(use.slot.of or use.path[-1])
+    return str(getattr(use.slot, "of", None) or use.path[-1])
 
 
 class UnknownHead(ToldRule):
@@ -430,7 +430,7 @@ class StarvedClasses(StageRule):
             return
         for edge in terms(program):
             use = stage.maps["loss"].get(edge.key)
-            head = stage.maps["heads"].get(edge.head)
+            head = stage.maps.get("heads", {}).get(edge.head)
             out = getattr(head.params, "out", None) if head is not None else None
             if use is None or out is None or "starves_many_classes" not in use.component.traits:
                 continue

@@ -9,7 +9,15 @@ from expc.experiment import Stage
 from expc.findings import Finding
 from expc.ir import ClassLogits
 from expc.lint.core import StageRule
-from expc.lint.readings import epoch_updates, in_updates, longer, metrics, span_of
+from expc.lint.readings import (
+    epoch_updates,
+    gate_of,
+    in_updates,
+    longer,
+    metrics,
+    optimizers,
+    span_of,
+)
 from expc.source import KeyPath
 from expc.sweep import Variant
 
@@ -85,13 +93,16 @@ class RateTooHigh(StageRule):
     ADAM_LIMIT = 0.05
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        use = stage.uses.get("optim")
-        rate = getattr(use.params, "lr", None) if use is not None else None
-        if use is None or not isinstance(rate, int | float):
+        for use in optimizers(stage):
+            yield from self._of(use, stage, at)
+
+    def _of(self, use: Use, stage: Stage, at: Variant) -> Iterator[Finding]:
+        rate = getattr(use.params, "lr", None)
+        if not isinstance(rate, int | float):
             return
         span = at.experiment.value(*use.path, "lr")
         momentum = getattr(use.params, "momentum", None)
-        clipped = getattr(stage.shape, "clip", None) is not None
+        clipped = _clip(use, stage) is not None
         if isinstance(momentum, float) and not clipped:
             effective = rate / (1 - momentum)
             if effective > self.SGD_LIMIT * (1 - 1e-9):
@@ -111,6 +122,12 @@ class RateTooHigh(StageRule):
                 why="Adam's step has the size of the rate, whatever the gradient; clipping does not change it",
                 help="3.0e-4 to 3.0e-3 is usual",
             )
+
+
+def _clip(use: Use, stage: Stage) -> float | None:
+    """The largest gradient norm of an optimizer, which stands beside it or beside the only one."""
+    beside: float | None = getattr(use.slot, "clip", None)
+    return beside if beside is not None else getattr(stage.shape, "clip", None)
 
 
 class SixteenWithoutClip(StageRule):
@@ -234,11 +251,11 @@ class DecayOnNorms(StageRule):
     code, name, severity = "XC406", "decay-on-norms", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        use = stage.uses.get("optim")
-        if use is None or getattr(use.slot, "decay", None) != "all":
-            return
         normed = [name for name, part in stage.maps.get("model", {}).items() if _normed(part)]
-        if getattr(use.params, "weight_decay", 0) and normed:
+        for use in optimizers(stage):
+            everything = getattr(use.slot, "decay", None) == "all"
+            if not (normed and everything and getattr(use.params, "weight_decay", 0)):
+                continue
             yield self.finding(
                 f"weight decay pulls on the norm layers of `{normed[0]}`",
                 at.experiment.value(*use.path, "decay"),
@@ -284,7 +301,7 @@ class DeadKnob(StageRule):
 
 def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str]]:
     """Paths that are without effect, if somebody wrote them, and what is off."""
-    until = getattr(stage.shape, "until", None)
+    until = gate_of(stage)
     if until is not None and not until.metric:
         for key in ("patience", "otherwise", "on", "mode"):
             yield (*stage.path, "until", key), "`until` has no metric"
@@ -298,9 +315,9 @@ def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str]]:
             if first is not None and taken and name not in taken:
                 part = first.path[-1]
                 yield (*data.path, "inputs", name), f"model part `{part}` takes no `{name}`"
-    optim = stage.uses.get("optim")
-    if optim is not None and not getattr(optim.params, "weight_decay", 0):
-        yield (*optim.path, "decay"), "weight decay is 0"
+    for optim in optimizers(stage):
+        if not getattr(optim.params, "weight_decay", 0):
+            yield (*optim.path, "decay"), "weight decay is 0"
     program = at.programs.get(stage.name)
     for edge in metrics(program) if program is not None else ():
         if edge.reads is ClassLogits:

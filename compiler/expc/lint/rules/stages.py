@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, listed, suggest
 from expc.lint.core import SpecRule, StageRule, ToldRule
-from expc.lint.readings import Edge, column, logged_names, longer, metrics, span_of, terms
+from expc.lint.readings import (
+    Edge,
+    column,
+    gate_of,
+    logged_names,
+    longer,
+    metrics,
+    span_of,
+    terms,
+)
 from expc.sweep import Variant
 
 
@@ -72,7 +81,7 @@ class UnloggedMonitor(StageRule):
         known = set().union(*logged.values(), stage.maps.get("metrics", {}))
         for label, key in getattr(stage.shape, "monitor", {}).items():
             split, _, watched = key.rpartition("/")
-            unsplit = split not in ("", "train", "val", "test")
+            unsplit = bool(split) and split not in {"train", "val", "test", *logged}
             untrained = split == "train" and watched not in logged["train"]
             if watched not in known or unsplit or untrained:
                 yield self._told(stage, at, ("monitor", label), key, known)
@@ -120,15 +129,25 @@ class UnknownStage(SpecRule):
         for stage in experiment.stages.values():
             for part, start in getattr(stage.shape, "init", {}).items():
                 if start.from_ and start.from_ not in experiment.stages:
-                    hint = suggest(start.from_, experiment.stages)
-                    span = experiment.value(*stage.path, "init", part, "from")
-                    yield self.finding(
-                        f"there is no stage `{start.from_}`",
-                        span,
-                        why=f"`{part}` of stage `{stage.name}` would have nothing to start from",
-                        help=hint or f"stages: {listed(experiment.stages)}",
-                        fix=(Edit(span, hint.split("`")[1]),) if hint else (),
-                    )
+                    why = f"`{part}` of stage `{stage.name}` would have nothing to start from"
+                    yield self._told(experiment, start.from_, why, stage, "init", part, "from")
+            measured = getattr(stage.shape, "of", None)
+            if measured and measured not in experiment.stages:
+                why = f"stage `{stage.name}` would have nothing to measure"
+                yield self._told(experiment, measured, why, stage, "of")
+
+    def _told(
+        self, experiment: Experiment, name: str, why: str, stage: Stage, *keys: str
+    ) -> Finding:
+        hint = suggest(name, experiment.stages)
+        span = experiment.value(*stage.path, *keys)
+        return self.finding(
+            f"there is no stage `{name}`",
+            span,
+            why=why,
+            help=hint or f"stages: {listed(experiment.stages)}",
+            fix=(Edit(span, hint.split("`")[1]),) if hint else (),
+        )
 
 
 class MissingFile(StageRule):
@@ -192,7 +211,7 @@ class GateOnTrain(StageRule):
     code, name, severity = "XC206", "gate-on-train", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        until = getattr(stage.shape, "until", None)
+        until = gate_of(stage)
         if until is None or not until.metric:
             return
         split = until.metric.rpartition("/")[0] or until.on
@@ -250,13 +269,13 @@ class NoHeldOutRows(StageRule):
 def _watched(stage: Stage) -> Iterator[tuple[tuple[str, ...], str, str]]:
     for label, key in getattr(stage.shape, "monitor", {}).items():
         yield ("monitor", label), key, "val"
-    until = getattr(stage.shape, "until", None)
+    until = gate_of(stage)
     if until is not None and until.metric:
         yield ("until", "metric"), until.metric, until.on
 
 
 def _gates_on_train(stage: Stage) -> bool:
-    until = getattr(stage.shape, "until", None)
+    until = gate_of(stage)
     return until is not None and until.metric is not None and until.on == "train"
 
 
@@ -315,7 +334,7 @@ class GatePassedByConstant(StageRule):
     code, name = "XC208", "gate-passed-by-constant"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        until = getattr(stage.shape, "until", None)
+        until = gate_of(stage)
         program = at.programs.get(stage.name)
         if until is None or program is None or not until.metric or until.bound is None:
             return
@@ -401,7 +420,7 @@ class PatienceBeyondBudget(StageRule):
     code, name, severity = "XC210", "patience-beyond-budget", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        until = getattr(stage.shape, "until", None)
+        until = gate_of(stage)
         budget = span_of(until.clock) if until is not None and until.clock else None
         if until is None or until.patience is None or budget is None:
             return
