@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
-__all__ = ["Epochs", "Minutes", "Updates"]
+__all__ = ["EnvSteps", "Epochs", "Minutes", "Updates"]
 
 
 @dataclass(frozen=True)
 class Epochs:
-    """Passes over the train split. Raises ValueError unless positive."""
+    """Passes over the train split, or spans between two evaluations of a replay.
+
+    Raises ValueError unless positive, as all of these do.
+    """
 
     count: int
 
@@ -29,6 +32,19 @@ class Updates:
 
     def __str__(self) -> str:
         return _plural(self.count, "update")
+
+
+@dataclass(frozen=True)
+class EnvSteps:
+    """Calls of an environment, of every one in a batch; those that reset and prefill included."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _positive("EnvSteps", self.count)
+
+    def __str__(self) -> str:
+        return _plural(self.count, "env step")
 
 
 @dataclass(frozen=True)

@@ -5,36 +5,34 @@ one attempt at it: Lightning's Trainer runs the loop over chunks, and `Training`
 happens in it (`on_...`), measures, saves, and says when it is enough.
 """
 
-import logging
-import math
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytorch_lightning as pl
 import torch
 
-from expc_runtime.checkpoint import LAST, Checkpoint, Store, load_weights
-from expc_runtime.clocks import Epochs, Minutes, Updates
-from expc_runtime.data.feed import Chunk, Feed, Split
-from expc_runtime.errors import CRASH, BadValue, GateNotMet, MissingInput, Preempted, known
-from expc_runtime.export import columns_of
+from expc_runtime.checkpoint import LAST, Checkpoint
+from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
+from expc_runtime.errors import CRASH, BadValue, GateNotMet, Preempted, known
+from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
-from expc_runtime.guards import Spread, untrained
+from expc_runtime.guards import untrained
 from expc_runtime.log import Log
+from expc_runtime.measuring import Figures
 from expc_runtime.module import Module
 from expc_runtime.parts import load_parts, parents
 from expc_runtime.progress import progress
 from expc_runtime.provenance import project_root, record
-from expc_runtime.randomness import random_state, restore, seed_all
+from expc_runtime.randomness import seed_all
+from expc_runtime.saving import Best, Saves
 from expc_runtime.signals import Requests
 from expc_runtime.state import SMOKE, Claim, Result, claim, identity
 from expc_runtime.trace import annotate
+from expc_runtime.trainer import Chunks, Told, device_of, trainer
 
 __all__ = ["fit"]
 
@@ -46,7 +44,7 @@ R = TypeVar("R", bound=Run)
 def fit(
     build: Callable[[R], Module],
     cfg: R,
-    feed: Feed,
+    feed: TrainingFeed,
     *,
     until: Until,
     precision: str = "32",
@@ -151,7 +149,7 @@ class Training:
 
     build: Callable[[Any], Module]
     cfg: Run
-    feed: Feed
+    feed: TrainingFeed
     until: Until
     precision: str
     compile: bool
@@ -165,19 +163,15 @@ class Training:
     stage: Claim
 
     module: Module = field(init=False)
-    floors: dict[str, float] = field(init=False, default_factory=dict)
-    figures: dict[str, float] = field(
-        init=False, default_factory=dict
-    )  # of the last epoch measured
-    best: dict[str, dict[str, Any]] = field(init=False, default_factory=dict)  # by tag
+    figures: Figures = field(init=False)
     warned: list[str] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.log = Log(self.stage.folder)
-        self.store = Store(self.stage.folder / "checkpoints", self.checkpoint.keep)
+        self.saves = Saves(self.stage.folder, self.checkpoint)
+        self.best = Best(self.saves.store, self.monitor)
         self.gate = GateWatch(self.until.gate) if self.until.gate else None
-        self.saved_step = 0
-        self.saved_at = self.began = time.monotonic()
+        self.began = time.monotonic()
         self.spent = 0.0  # seconds of training in earlier attempts
         self.ended = False  # by gate or budget; nothing but the result is missing
 
@@ -194,7 +188,7 @@ class Training:
     def _prepare(self) -> tuple[torch.device, dict[str, Any]]:
         """Device, seeds, data, module. Nothing runs yet, so a ValueError is a value that does not fit."""
         try:
-            device = _device(self.cfg.device)
+            device = device_of(self.cfg.device)
             origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
             seed_all(self.cfg.seed)
             self.feed.setup(device, self.cfg.seed)
@@ -205,17 +199,28 @@ class Training:
 
     def _make(self, device: torch.device) -> None:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
-        module = self.module = self.build(self.cfg).to(device)
+        module, feed = self.build(self.cfg).to(device), self.feed
+        self.module = module
         load_parts(module, self.init, out=self.stage.folder, root=self.root)
-        self.total = self.until.updates(self.feed.updates_per_epoch)
+        feed.attach(
+            Work(
+                module=module,
+                folder=self.stage.folder,
+                until=self.until,
+                keep=self.checkpoint.keep,
+                smoke=self.cfg.smoke,
+                warn=self.warn,
+            )
+        )
+        self.total = self.until.updates(feed)
         module.start(
             self.precision,
             total_updates=self.total,
-            updates_per_epoch=self.feed.updates_per_epoch,
+            updates_per_epoch=feed.updates_per_epoch,
         )
         if lost := untrained(module):
             self.warn(f"no optimizer trains {', '.join(lost[:5])}" + "..." * (len(lost) > 5))
-        self.floors = self._floors()
+        self.figures = Figures(module, feed, self.log, self.warn)
         if self.compile:
             module.compile()
         if not (self.stage.verdict == "resume" and self._restore()):
@@ -223,63 +228,22 @@ class Training:
             self._save()
         module.on_flush(self._flushed)
         module.watch(self._pulse)
-        module.batches_from(self._rows_of)
-
-    def _rows_of(self, update: int) -> str:
-        epoch, position = divmod(update, self.feed.updates_per_epoch)
-        rows: list[int] = self.feed.batch_rows(epoch, position).tolist()
-        named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-        return f"batch {position} of epoch {epoch + 1}, rows {named} of the source"
-
-    def _floors(self) -> dict[str, float]:
-        """The best that constant answers reach, by figure, for every split that is measured."""
-        constants = self.module.constants(self.feed.columns("train"))
-        found: dict[str, float] = {}
-        if not constants:
-            return found
-        for split in self._splits():
-            for k in range(len(constants[0])):
-                with self.module.answering(tuple(head[k] for head in constants)):
-                    for key, value in self._measured(split).items():
-                        found[key] = self._best_of(key, found.get(key), value)
-        return found
-
-    def _splits(self) -> list[Split]:
-        """What is measured: the train split only if a gate reads it or there is no other."""
-        gated = self.until.gate is not None and self.until.gate.split == "train"
-        on_train = gated or not len(self.feed.rows("val"))
-        every: list[Split] = ["train", "val", "test"]
-        return [
-            split
-            for split in every
-            if (split != "train" or on_train)
-            and (split != "test" or not self.cfg.smoke)
-            and len(self.feed.rows(split))
-        ]
-
-    def _best_of(self, key: str, before: float | None, value: float) -> float:
-        if before is None or math.isnan(before):
-            return value
-        rises = self.module.rises(key.partition("/")[2])
-        return max(before, value) if rises else min(before, value)
-
-    def _measured(self, split: Split) -> dict[str, float]:
-        batches = self.feed.batches(split)
-        figures = self.module.measured(batches.first(1) if self.cfg.smoke else batches)
-        return {f"{split}/{name}": value for name, value in figures.items()}
+        module.batches_from(feed.origin)
 
     # Training.
 
     def _train(self, device: torch.device) -> None:
         if self.ended:
             return
-        trainer = _trainer(device, self.stage.folder, _Told(self))
-        self.log.boards = list(trainer.loggers)
-        self._open()
-        self.began = time.monotonic()
         with Requests(lambda: self.module.wake_at(0.0)) as self.requests:
+            # Lightning puts its own handlers before it starts.
+            told = Told(self.requests.install, self.end_epoch)
+            loop = trainer(device, self.stage.folder, told)
+            self.log.boards = list(loop.loggers)
+            self._open()
+            self.began = time.monotonic()
             self.module.wake_at(0.0)
-            trainer.fit(self.module, train_dataloaders=_Chunks(self))
+            loop.fit(self.module, train_dataloaders=Chunks(self.module, self.feed, self.total))
         self.log.boards = []
         if self.requests.stop and not self.ended:
             raise Preempted(
@@ -294,27 +258,15 @@ class Training:
         if module.updates:
             text += f"; goes on from update {module.updates}, epoch {module.epoch}"
         self.say(text)
-        if self.floors:
-            self.say("in brackets: the best that one answer for every row reaches")
-        if not module.updates and self.floors:
-            self.log.figures(
-                "floor",
-                {f"floor/{key}": value for key, value in self.floors.items()},
-                step=0,
-                epoch=0,
-            )
+        if self.figures.floors:
+            self.say(f"in brackets: the best that {self.feed.chance} reaches")
+        if not module.updates:
+            self.figures.log_floors()
 
     def _flushed(self) -> None:
-        """Every few updates: the means since the last time, and the settings that moved them."""
-        module = self.module
-        means = {f"train/{name}": value for name, value in module.records.means().items()}
-        module.records.clear()
-        if means:
-            for name in module.drive_names():
-                told = module.drive(name).figures()
-                means |= {f"{key}/{name}": value for key, value in told.items()}
-            self.log.figures("train", means, step=module.updates, epoch=module.epoch)
-        if self._save_due():
+        """Every few updates."""
+        self.figures.flush()
+        if self.saves.due(self.module):
             self._save()
 
     def _pulse(self) -> bool:
@@ -322,24 +274,31 @@ class Training:
         module, now = self.module, time.monotonic()
         module.wake_at(now + PULSE)
         done, total = self._gone()
+        step, target = self._steps()
         self.stage.beat(
-            step=module.updates,
-            steps_target=self.total or round(module.updates * total / max(done, 1e-9)),
+            step=step,
+            steps_target=target or round(step * total / max(done, 1e-9)),
             epoch=module.epoch,
         )
         self.progress.tick(done, total, f"epoch {module.epoch + 1}  update {module.updates}")
         if self.requests.stop:
             return True
-        if self.requests.save or self._save_due():
+        if self.requests.save or self.saves.due(module):
             self.requests.save = False
             self._save()
         return self._budget_gone()
 
     def _gone(self) -> tuple[float, float]:
-        """How much of the budget is used, and how much there is, on its own clock."""
+        """How much of the budget is used, and how much there is, in seconds or updates."""
         if isinstance(self.until.budget, Minutes):
             return self._seconds(), self.until.budget.seconds
         return self.module.updates, self.total or 1
+
+    def _steps(self) -> tuple[int, int | None]:
+        """The same as people count it: env steps where these are the budget, else updates."""
+        if isinstance(self.until.budget, EnvSteps):
+            return self.feed.counts()["env_steps"], self.until.budget.count
+        return self.module.updates, self.total
 
     def _budget_gone(self) -> bool:
         done, total = self._gone()
@@ -352,130 +311,53 @@ class Training:
         """Measure and decide; true if training ends. Also called where the budget cuts an epoch."""
         module = self.module
         module.settle()
-        self._flushed()
         if self.requests.stop:
+            self._flushed()
             self._save()
             return True
-        whole = module.updates == (module.epoch + 1) * self.feed.updates_per_epoch
-        self._measure_epoch()
-        gate_ends = self.gate is not None and self.gate.see(self.figures)
-        self._keep_best()
-        self.say(self._epoch_line())
+        self.feed.complete(module.updates)
+        self._flushed()
+        whole = module.updates == self.feed.updates_after(module.epoch + 1)
+        self.figures.measure()
+        gate_ends = self.gate is not None and self.gate.see(self.figures.last)
+        self.best.see(self.figures.last, module, self.feed)
+        self.say(self.figures.line())
         if whole:
             module.next_epoch()
         self.ended = gate_ends or self._budget_gone()
-        if self.ended or self._save_due(epoch_ended=True):
+        if self.ended or self.saves.due(module, epoch_ended=True):
             self._save()
         return self.ended
 
-    def _measure_epoch(self) -> None:
-        module, spread = self.module, Spread(self.module)
-        self.figures = {}
-        try:
-            for split in self._splits():
-                if split != "test":
-                    self.figures |= self._measured(split)
-                    self._log_measured(split)
-        finally:
-            spread.close()
-        for head in spread.constant():
-            self.warn(
-                f"output {head + 1} of {type(module).__name__} is the same for every row: "
-                "it has collapsed to a constant"
-            )
-
-    def _log_measured(self, split: Split) -> None:
-        values = {k: v for k, v in self.figures.items() if k.startswith(f"{split}/")}
-        module = self.module
-        self.log.figures(split, values, step=module.updates, epoch=module.epoch + 1, mode="eval")
-
-    def _keep_best(self) -> None:
-        for tag, metric in self.monitor.items():
-            if metric not in self.figures:
-                raise ValueError(
-                    f"monitor {tag} reads {metric}, but what is measured is "
-                    f"{', '.join(sorted(self.figures)) or 'nothing'}"
-                )
-            value = self.figures[metric]
-            held = self.best.get(tag)
-            rises = self.module.rises(metric.partition("/")[2])
-            if math.isnan(value) or (
-                held and not (value > held["value"] if rises else value < held["value"])
-            ):
-                continue
-            held = self.best[tag] = {
-                "metric": metric,
-                "value": value,
-                "step": self.module.updates,
-                "epoch": self.module.epoch + 1,
-                "figures": dict(self.figures),
-            }
-            state = {"model": self.module.state_dict(), "best": held}
-            self.store.save(state, step=self.module.updates, tag=tag)
-
-    def _epoch_line(self) -> str:
-        """Figures of the epoch; the best constant answer's in brackets."""
-        module = self.module
-        told = [f"epoch {module.epoch + 1}"]
-        for key, value in self.figures.items():
-            floor = f" ({self.floors[key]:.4g})" if key in self.floors else ""
-            told.append(f"{key.removeprefix('val/')} {value:.4g}{floor}")
-        drives = module.drive_names()
-        for name in drives:
-            told.append(f"lr {name if len(drives) > 1 else ''} {module.drive(name).lr:.3g}")
-        return "  ".join(" ".join(part.split()) for part in told)
-
     # State.
 
-    def _save_due(self, *, epoch_ended: bool = False) -> bool:
-        match self.checkpoint.every:
-            case Minutes() as every:
-                return time.monotonic() - self.saved_at >= every.seconds
-            case Updates(count):
-                return self.module.updates - self.saved_step >= count
-            case Epochs(count):
-                return epoch_ended and self.module.epoch % count == 0
-
     def _save(self) -> None:
-        module = self.module
-        module.settle()
-        state = {
-            "model": module.state_dict(),
-            "progress": module.progress(),
-            "random": random_state(),
-            "gate": self.gate.state_dict() if self.gate else {},
-            "figures": self.figures,
-            "logged": self.log.lines,
-            "warned": self.warned,
-            "seconds": self._seconds(),
-            "ended": self.ended,
-        }
-        self.store.save(state, step=module.updates)
-        self.saved_at, self.saved_step = time.monotonic(), module.updates
+        self.saves.save(
+            self.module,
+            self.feed,
+            {
+                "gate": self.gate.state_dict() if self.gate else {},
+                "figures": self.figures.last,
+                "means": self.figures.train,
+                "logged": self.log.lines,
+                "warned": self.warned,
+                "seconds": self._seconds(),
+                "ended": self.ended,
+            },
+        )
 
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none."""
-        try:
-            loaded = self.store.load()
-        except MissingInput as error:
-            raise MissingInput(f"{error}\n  to begin again, remove that folder") from error
-        if loaded is None:
+        state = self.saves.load(self.module, self.feed)
+        if state is None:
             return False
-        state, manifest = loaded
-        load_weights(self.module, state["model"])
-        # What is best is said beside its weights alone: a kill can part two files.
-        for tag in self.monitor:
-            if (best := self.store.load(tag)) is not None:
-                self.best[tag] = best[0]["best"]
-        self.module.resume(state["progress"])
+        self.best.restore()
         if self.gate:
             self.gate.load_state_dict(state["gate"])
-        self.figures = state["figures"]
+        self.figures.last, self.figures.train = state["figures"], state["means"]
         self.warned = list(state["warned"])
         self.spent, self.ended = state["seconds"], state["ended"]
-        self.saved_step = manifest.step
         self.log.rewind(state["logged"])
-        restore(state["random"])
         return True
 
     # The end.
@@ -484,32 +366,27 @@ class Training:
         """Check the gate, measure the test split, warn, and write the result."""
         gate = self._judge_gate()
         weights, figures = self._chosen()
-        self._warn_of_floors(figures)
+        if not self.cfg.smoke:
+            self.figures.warn_of_floors(figures)
+        floors = self.figures.floors
         self.stage.finish(
             Result(
                 state="smoke" if self.cfg.smoke else "done",
                 config=asdict(self.cfg),
                 parents=self.parents,
                 metrics=figures,
-                floors={key: self.floors[key] for key in figures if key in self.floors},
+                floors={key: floors[key] for key in figures if key in floors},
                 gate=gate,
                 warnings=tuple(self.warned),
                 step=self.module.updates,
                 epoch=self.module.epoch,
                 extra={
-                    "best": {
-                        tag: {k: held[k] for k in ("metric", "value", "step", "epoch")}
-                        for tag, held in self.best.items()
-                    },
+                    "best": self.best.told(),
                     "weights": weights,
-                    "drives": {
-                        name: {
-                            "steps": self.module.drive(name).steps,
-                            "skipped": self.module.drive(name).skipped,
-                        }
-                        for name in self.module.drive_names()
-                    },
-                    "columns": columns_of(self.feed.sample()),
+                    "drives": self._drives(),
+                    "train": self.figures.train,
+                    **self.feed.counts(),
+                    **self.feed.facts(),
                     "provenance": origin,
                 },
             )
@@ -518,28 +395,26 @@ class Training:
         self.say(f"done: {told}")
         return 0
 
+    def _drives(self) -> dict[str, dict[str, int]]:
+        drives = {name: self.module.drive(name) for name in self.module.drive_names()}
+        return {name: {"steps": d.steps, "skipped": d.skipped} for name, d in drives.items()}
+
     def _chosen(self) -> tuple[str, dict[str, float]]:
         """The series of checkpoints that the result is about, and its figures with those of test.
 
         The first monitor's best, whose weights the module then has, or the last.
         """
-        series, figures = LAST, dict(self.figures)
+        series, figures = LAST, dict(self.figures.last)
         step, epoch = self.module.updates, self.module.epoch
-        if self.monitor and not self.cfg.smoke:
-            first = next(iter(self.monitor))
-            loaded = self.store.load(first)
-            if loaded is None:
+        first = self.best.first
+        if first is not None and not self.cfg.smoke:
+            held = self.best.load(first, self.module)
+            if held is None:
                 self.warn(f"no checkpoint of monitor {first}: the figures are of the last weights")
             else:
-                load_weights(self.module, loaded[0]["model"])
-                held = loaded[0]["best"]
                 series, figures = first, dict(held["figures"])
                 step, epoch = held["step"], held["epoch"]
-        if "test" in self._splits():
-            tested = self._measured("test")
-            self.log.figures("test", tested, step=step, epoch=epoch, mode="eval")
-            figures |= tested
-        return series, figures
+        return series, figures | self.figures.test(step, epoch)
 
     def _judge_gate(self) -> dict[str, Any]:
         """What the result says of the gate; raises GateNotMet if not met, and that is a failure."""
@@ -560,19 +435,9 @@ class Training:
             return str(Epochs(max(1, self.module.epoch)))
         if isinstance(self.until.budget, Minutes):
             return f"{self._seconds() / 60:.1f} minutes"
+        if isinstance(self.until.budget, EnvSteps):
+            return str(EnvSteps(self._steps()[0]))
         return str(Updates(self.module.updates))
-
-    def _warn_of_floors(self, figures: Mapping[str, float]) -> None:
-        for key, value in figures.items():
-            floor = self.floors.get(key)
-            if floor is None or self.cfg.smoke or key.startswith("test/"):
-                continue
-            gain = value - floor if self.module.rises(key.partition("/")[2]) else floor - value
-            if not gain > 1e-6 * max(1.0, abs(floor)):
-                self.warn(
-                    f"{key} {value:.6g} is no better than constant: "
-                    f"one answer for every row gives {floor:.6g}"
-                )
 
     # Words.
 
@@ -585,63 +450,3 @@ class Training:
         if text not in self.warned:
             self.warned.append(text)
             self.say(f"warning: {text}")
-
-
-class _Chunks:
-    """The chunks of the epoch that the module is in, from where it is to the end of the budget."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-
-    def __iter__(self) -> Iterator[Chunk]:
-        training = self._training
-        module, feed = training.module, training.feed
-        first = module.epoch * feed.updates_per_epoch
-        stop = None if training.total is None else training.total - first
-        return feed.chunks(module.epoch, module.updates - first, stop)
-
-
-class _Told(pl.Callback):
-    """Hands Lightning's hooks on to the training."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._training.requests.install()  # Lightning has put its own handlers since
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self._training.end_epoch():
-            trainer.should_stop = True
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadValue(f"there is no device {name!r} here: {reason}") from error
-    return device
-
-
-def _trainer(device: torch.device, folder: Path, told: pl.Callback) -> pl.Trainer:
-    """A quiet Trainer that decides nothing: epochs, precision, saving and measuring are ours."""
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)(\.|$)")
-    return pl.Trainer(
-        accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1 if device.type == "cpu" else [device.index or 0],
-        max_epochs=-1,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
-        callbacks=[told],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
-from expc_runtime.clocks import Epochs, Minutes, Updates
+from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
 
 __all__ = ["Gate", "GateWatch", "Until"]
 
@@ -44,8 +44,8 @@ class Gate:
             raise ValueError(f"gate on {self.metric}: otherwise={self.otherwise!r} is not known")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"gate on {self.metric}: patience={self.patience} is below 1")
-        if self.split not in ("train", "val"):
-            raise ValueError(f"gate on {self.metric}: it is train/<name> or val/<name>")
+        if self.split not in ("train", "val", "eval"):
+            raise ValueError(f"gate on {self.metric}: it is train/, val/ or eval/<name>")
 
     @property
     def split(self) -> str:
@@ -85,18 +85,32 @@ class Gate:
         return f"{self.metric} {_WORDS[self.bound]} {self.required:g}"
 
 
+class Paced(Protocol):
+    """What knows how many updates belong to the other clocks; a feed does."""
+
+    def updates_after(self, epochs: int) -> int:
+        """Updates in the first ``epochs`` epochs."""
+        ...
+
+    def updates_at(self, env_steps: int) -> int:
+        """Updates by the time that so many env steps are done; ValueError without an environment."""
+        ...
+
+
 @dataclass(frozen=True)
 class Until:
     """Train for ``budget``, or until ``gate`` is met."""
 
-    budget: Epochs | Updates | Minutes
+    budget: Epochs | Updates | EnvSteps | Minutes
     gate: Gate | None = None
 
-    def updates(self, per_epoch: int) -> int | None:
+    def updates(self, pace: Paced) -> int | None:
         """The budget in updates; None for one in minutes."""
         match self.budget:
             case Epochs(count):
-                return count * per_epoch
+                return pace.updates_after(count)
+            case EnvSteps(count):
+                return pace.updates_at(count)
             case Updates(count):
                 return count
             case _:

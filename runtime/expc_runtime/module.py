@@ -5,7 +5,7 @@ optimizer with clipping, and turns float16 on a CPU into bfloat16 without a word
 chunk of updates for each `training_step` makes its cost per update disappear.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
 from typing import Any, TypeVar, cast
@@ -18,9 +18,10 @@ from torchmetrics import Metric
 
 from expc_runtime.optim import Drive, NonFinite
 
-__all__ = ["Batch", "Module", "Records", "detach_tree"]
+__all__ = ["Batch", "Latent", "Module", "Records", "detach_tree"]
 
 Batch = tuple[Tensor, ...]
+Latent = dict[str, Tensor]  # what a module remembers of each environment, (B, ...)
 T = TypeVar("T")
 
 HALF: dict[str, torch.dtype | None] = {
@@ -153,11 +154,33 @@ class Module(pl.LightningModule):
         """The optimizers, by the name `step` calls them."""
         raise NotImplementedError(f"{type(self).__name__} has no `drives`")
 
+    def initial(self, batch: int) -> Latent:
+        """What `act` remembers before the first step of ``batch`` environments."""
+        raise NotImplementedError(f"{type(self).__name__} has no `initial`")
+
+    def act(
+        self, image: Tensor, action: Tensor, is_first: Tensor, state: Latent
+    ) -> tuple[Tensor, Latent]:
+        """Probabilities of the next action, (B, actions), and what is remembered now.
+
+        ``image`` (B, H, W, C) float32 from 0 to 1; ``action`` (B, actions) one-hot, the one that led
+        there; ``is_first`` (B,) bool.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `act`")
+
     # What it calls.
 
-    def record(self, **scalars: Tensor) -> None:
-        """Log means of 0-dim tensors as ``<split>/<name>``, weighted by the rows of the batch."""
+    def record(self, *reports: Mapping[str, Tensor], **scalars: Tensor) -> None:
+        """Log means of 0-dim tensors as ``<split>/<name>``, weighted by the rows of the batch.
+
+        ``reports`` are scalars by name, as a part of the module makes them. Raises ValueError for a
+        name that is given twice.
+        """
         live = self._live
+        for report in reports:
+            if twice := scalars.keys() & report.keys():
+                raise ValueError(f"record: {', '.join(sorted(twice))} is given twice")
+            scalars |= report
         live.records.add(live.rows, scalars)
 
     def step(self, name: str, total: Tensor) -> None:
@@ -201,6 +224,11 @@ class Module(pl.LightningModule):
     def half_dtype(self) -> torch.dtype | None:
         """The dtype of autocast; None in plain float32."""
         return self._half
+
+    @property
+    def autocast(self) -> AbstractContextManager[Any]:
+        """This run's precision, for what is computed beside `update`."""
+        return self._autocast
 
     def drive(self, name: str) -> Drive:
         return self._drives[name]

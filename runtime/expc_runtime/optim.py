@@ -24,6 +24,7 @@ __all__ = [
     "constant",
     "decay_groups",
     "linear",
+    "parameters",
     "warmup_cosine",
 ]
 
@@ -110,6 +111,17 @@ def decay_groups(
         {"params": spared, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def parameters(*nets: nn.Module) -> list[nn.Parameter]:
+    """What can be trained of several nets that one optimizer drives.
+
+    A parameter that two of them share is there once. Raises ValueError if there is none.
+    """
+    trained = {id(p): p for net in nets for p in net.parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(f"{', '.join(type(net).__name__ for net in nets)}: nothing to train")
+    return list(trained.values())
 
 
 class NonFinite(Exception):

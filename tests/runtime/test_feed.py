@@ -109,6 +109,13 @@ def test_val_keeps_its_short_last_batch_and_its_order() -> None:
     assert list(made.batches("test")) == []
 
 
+def test_rows_know_no_env_steps() -> None:
+    made = feed(100)
+    assert made.updates_after(3) == 3 * made.updates_per_epoch == 45
+    with pytest.raises(ValueError, match="a budget of 40 env steps, but rows are read here"):
+        made.updates_at(40)
+
+
 def test_drop_last() -> None:
     made = feed(100, drop_last=True)
     assert made.updates_per_epoch == 14

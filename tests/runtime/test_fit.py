@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from expc_runtime import floors, losses
 from expc_runtime.checkpoint import Checkpoint, Store
-from expc_runtime.clocks import Epochs, Minutes, Updates
+from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
 from expc_runtime.data.digits import Digits
 from expc_runtime.data.feed import Feed
 from expc_runtime.fit import fit
@@ -322,6 +322,13 @@ def test_a_gate_on_what_nobody_measures_is_an_error_that_says_what_is(
 ) -> None:
     assert train(root, until=Until(Epochs(1), Gate("val/f1", at_least=1))) == 1
     assert "reads val/f1, but what is measured is val/even, val/right" in capsys.readouterr().out
+
+
+def test_a_budget_in_env_steps_needs_an_environment(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(root, until=Until(EnvSteps(10))) == 2
+    assert "no environment is stepped" in capsys.readouterr().out
 
 
 def test_a_value_that_cannot_be_used_is_a_line_and_no_traceback(
@@ -646,6 +653,15 @@ def test_the_result_is_about_the_best_weights_not_the_last(root: Path) -> None:
     feed = Feed(Digits(), columns=("image", "even"), batch=80, val=0.2, test=0.1)
     feed.setup(torch.device("cpu"), 0)
     assert held.measured(feed.batches("test"))["even"] == result.metrics["test/even"]
+
+
+def test_of_two_that_are_equally_good_the_later_is_kept(root: Path) -> None:
+    class Told(Tell):
+        def measure(self, batch: Batch) -> None:
+            self.record(even=torch.tensor(1.0))
+
+    assert train(root, until=Until(Epochs(3)), build=Told, monitor={"best": "val/even"}) == 0
+    assert final(root, tag="best")["best"]["epoch"] == 3
 
 
 def test_the_figures_are_of_the_weights_kept_even_if_a_resumed_run_does_worse(root: Path) -> None:

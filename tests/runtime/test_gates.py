@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from expc_runtime.clocks import Epochs, Minutes, Updates
+from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
 from expc_runtime.gates import Gate, GateWatch, Until
 
 
@@ -104,13 +104,24 @@ def test_a_watch_goes_on_from_its_state() -> None:
     assert other.best == 0.6
 
 
+class Pace:
+    """20 updates an epoch; from the 100th env step on an update every two of them."""
+
+    def updates_after(self, epochs: int) -> int:
+        return 20 * epochs
+
+    def updates_at(self, env_steps: int) -> int:
+        return max(0, env_steps - 100) // 2
+
+
 def test_budgets_in_updates() -> None:
-    assert Until(Epochs(3)).updates(20) == 60
-    assert Until(Updates(7)).updates(20) == 7
-    assert Until(Minutes(0.5)).updates(20) is None
+    assert Until(Epochs(3)).updates(Pace()) == 60
+    assert Until(Updates(7)).updates(Pace()) == 7
+    assert Until(EnvSteps(200)).updates(Pace()) == 50
+    assert Until(Minutes(0.5)).updates(Pace()) is None
 
 
-@pytest.mark.parametrize("clock", [Epochs, Updates, Minutes])
+@pytest.mark.parametrize("clock", [EnvSteps, Epochs, Updates, Minutes])
 def test_an_empty_budget_is_refused(clock: type[Epochs]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         clock(0)

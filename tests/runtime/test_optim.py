@@ -9,9 +9,16 @@ torch = pytest.importorskip("torch")
 
 from torch import nn
 
-from expc_runtime.clocks import Epochs, Minutes, Updates
-from expc_runtime.gates import Until
-from expc_runtime.optim import Drive, Schedule, constant, decay_groups, linear, warmup_cosine
+from expc_runtime.clocks import Epochs, Updates
+from expc_runtime.optim import (
+    Drive,
+    Schedule,
+    constant,
+    decay_groups,
+    linear,
+    parameters,
+    warmup_cosine,
+)
 
 torch.set_num_threads(1)
 
@@ -78,7 +85,6 @@ def test_constant_stays_and_needs_no_total() -> None:
 
 
 def test_a_decaying_schedule_refuses_a_budget_in_minutes() -> None:
-    assert Until(Minutes(3)).updates(10) is None
     drive = Drive(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5), warmup_cosine())
     with pytest.raises(ValueError, match="`model`: a cosine schedule needs a budget in epochs"):
         drive.start("model", total_updates=None, updates_per_epoch=10)
@@ -152,3 +158,13 @@ def test_a_drive_goes_on_bit_for_bit_from_its_state() -> None:
     assert resumed.steps == drive.steps == 6
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_parameters_of_several_nets_are_each_there_once() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    third = nn.Linear(2, 2).requires_grad_(False)
+    assert {id(p) for p in parameters(first, second, third)} == {id(p) for p in first.parameters()}
+    assert len(parameters(first, second, third)) == 2
+    with pytest.raises(ValueError, match="Linear: nothing to train"):
+        parameters(third)

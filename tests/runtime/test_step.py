@@ -369,6 +369,14 @@ def test_measuring_leaves_each_part_in_its_mode() -> None:
     assert (net.training, net.first.training, net.second.training) == (True, False, True)
 
 
+def test_a_report_is_recorded_beside_scalars_and_no_name_twice() -> None:
+    net = started(Net(sgd()))
+    net.record({"kl": torch.tensor(2.0)}, {"rate": torch.tensor(3.0)}, loss=torch.tensor(4.0))
+    assert net.records.means() == {"kl": 2.0, "rate": 3.0, "loss": 4.0}
+    with pytest.raises(ValueError, match="kl is given twice"):
+        net.record({"kl": torch.tensor(2.0)}, kl=torch.tensor(2.0))
+
+
 def test_a_record_keeps_no_graph_and_refuses_what_is_no_scalar() -> None:
     records = Records()
     records.add(1, {"x": torch.ones((), requires_grad=True) * 2})

@@ -5,17 +5,20 @@ epoch is a function of (seed, epoch), so a resumed run recomputes it and goes on
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from expc_runtime.errors import MissingInput
+from expc_runtime.export import columns_of
+from expc_runtime.feeds import Work
+from expc_runtime.module import Batch
 
 __all__ = ["Chunk", "Feed", "Source", "Split"]
 
-Batch = tuple[Tensor, ...]
 Split = Literal["train", "val", "test"]
 
 CHUNK = 20  # updates in one training_step of Lightning, whose cost they share
@@ -49,7 +52,7 @@ class Chunk:
 
 
 class Feed:
-    """Batches of ``columns`` of a source.
+    """Batches of ``columns`` of a source; a `TrainingFeed`.
 
     Args:
         source: gives the columns.
@@ -61,6 +64,9 @@ class Feed:
     `setup` reads the source; before it nothing is touched. It raises MissingInput for a column that
     is not there or columns of unequal length, ValueError for shares that leave a split empty.
     """
+
+    nothing = "constant"
+    chance = "one answer for every row"
 
     def __init__(
         self,
@@ -151,13 +157,86 @@ class Feed:
         rows = self._rows[split]
         return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
 
-    def sample(self) -> dict[str, Tensor]:
-        """One row of each column, (1, ...), by name."""
-        return {name: column[:1] for name, column in zip(self.names, self._columns, strict=True)}
-
     def columns(self, split: Split) -> Batch:
         """Whole columns of a split."""
         return tuple(column.index_select(0, self._rows[split]) for column in self._columns)
+
+    # The rest of what `fit` asks.
+
+    def attach(self, work: Work) -> None:
+        self._work = work
+
+    def updates_after(self, epochs: int) -> int:
+        return epochs * self.updates_per_epoch
+
+    def updates_at(self, env_steps: int) -> int:
+        raise ValueError(
+            f"a budget of {env_steps} env steps, but rows are read here and no environment is "
+            "stepped: a budget is in epochs, updates or minutes"
+        )
+
+    def complete(self, updates: int) -> None:
+        """Nothing: an epoch ends with its last update."""
+
+    def splits(self) -> list[str]:
+        """What is measured: the train split only if a gate reads it or there is no other."""
+        gate = self._work.until.gate
+        gated = gate is not None and gate.split == "train"
+        held = [name for name, rows in self._rows.items() if len(rows)]
+        if not gated and "val" in held:
+            held.remove("train")
+        if self._work.smoke and "test" in held:
+            held.remove("test")
+        return held
+
+    def measured(self, split: str) -> dict[str, float]:
+        batches = self.batches(cast(Split, split))
+        figures = self._work.module.measured(batches.first(1) if self._work.smoke else batches)
+        return {f"{split}/{name}": value for name, value in figures.items()}
+
+    def floors(self) -> dict[str, float]:
+        """The best that constant answers reach, by figure, for every split that is measured."""
+        constants = self._work.module.constants(self.columns("train"))
+        found: dict[str, float] = {}
+        if not constants:
+            return found
+        for split in self.splits():
+            for k in range(len(constants[0])):
+                with self._work.module.answering(tuple(head[k] for head in constants)):
+                    for key, value in self.measured(split).items():
+                        found[key] = self._better(key, found.get(key), value)
+        return found
+
+    def _better(self, key: str, before: float | None, value: float) -> float:
+        if before is None or math.isnan(before):
+            return value
+        return max(before, value) if self.rises(key) else min(before, value)
+
+    def rises(self, figure: str) -> bool:
+        return self._work.module.rises(figure.partition("/")[2])
+
+    def told(self) -> dict[str, float]:
+        return {}
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Shapes and dtypes of the columns, which an export needs."""
+        return {"columns": columns_of(dict(zip(self.names, self._columns, strict=True)))}
+
+    def origin(self, update: int) -> str:
+        epoch, position = divmod(update, self.updates_per_epoch)
+        rows: list[int] = self.batch_rows(epoch, position).tolist()
+        named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        return f"batch {position} of epoch {epoch + 1}, rows {named} of the source"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the order of an epoch follows from the seed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to go on from."""
 
 
 def _generator(text: str) -> torch.Generator:
