@@ -82,7 +82,7 @@ def choose(probs: Tensor, noise: Tensor) -> Tensor:
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
     """`hard` exactly (not hard + soft - soft, which rounds), with the gradient of `soft`."""
-    return _StraightThrough.apply(hard, soft)  # type: ignore[no-any-return]
+    return _StraightThrough.apply(hard, soft)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -91,7 +91,7 @@ class _StraightThrough(torch.autograd.Function):
         return hard.view_as(hard)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 

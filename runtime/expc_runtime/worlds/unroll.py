@@ -34,7 +34,7 @@ class Unrolled:
         base = base.to(dtype)
         if torch.is_grad_enabled() and weight.requires_grad:
             self._inputs = []
-            base = _WeightGradient.apply(base, weight, self._inputs)
+            base = _WeightGradient.apply(base, weight, self._inputs)  # type: ignore[no-untyped-call]
         self._bases: Iterator[Tensor] = iter(base.unbind(1))
         self._weight = weight.detach().to(dtype).t()
 
@@ -54,7 +54,7 @@ class _WeightGradient(torch.autograd.Function):
         return base.view_as(base)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         inputs = torch.stack(ctx.inputs, 1).flatten(0, 1)
         return grad, (grad.flatten(0, 1).t() @ inputs).to(ctx.dtype), None
