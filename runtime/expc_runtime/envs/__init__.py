@@ -1,0 +1,1 @@
+"""Batched environments that live on the device; every random draw is handed in."""
