@@ -206,7 +206,7 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     uses: dict[str, Use] = {}
     maps: dict[str, dict[str, Use]] = {}
     for key, slot in slots.items():
-        if slot.family == "loss":
+        if slot.brought:
             tree = _with_terms(tree, (*path, key), maps)
         raw = tree.get(path)
         if not isinstance(raw.get(key), dict):

@@ -17,7 +17,7 @@ from expc import components
 from expc.components.core import Component
 from expc.kinds import KINDS
 from expc.resolve import slots_of
-from expc.spec import Header, Slot
+from expc.spec import Header, Named, Slot
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -82,9 +82,15 @@ def _slots() -> Iterator[Slot]:
     seen: list[tuple[str, object]] = []
     for kind in KINDS.values():
         for slot in slots_of(kind.shape).values():
-            if (slot.family, slot.shape) not in seen:
-                seen.append((slot.family, slot.shape))
-                yield slot
+            for place in [_entry(slot, each) for each in slot.named] or [slot]:
+                if (place.family, place.shape) not in seen:
+                    seen.append((place.family, place.shape))
+                    yield place
+
+
+def _entry(slot: Slot, named: Named) -> Slot:
+    """One entry of a map whose entries have names, as a place of its own."""
+    return Slot(named.family, slot.shape)
 
 
 # --------------------------------------------------------------------------------------------------- pieces
@@ -107,8 +113,9 @@ def _header(definitions: _Definitions) -> Json:
         "then": {"anyOf": [{"$ref": f"#/$defs/{at}"} for at in kinds.values()]},
     }
     schema["properties"]["stages"]["additionalProperties"] = {"$ref": "#/$defs/stage"}
-    for key, at in _shared_slots(definitions):
-        schema["properties"][key]["additionalProperties"] = {"$ref": f"#/$defs/{_PARTIAL}{at}"}
+    for key, places in _shared_slots(definitions).items():
+        shared = [{"$ref": f"#/$defs/{_PARTIAL}{at}"} for at in places]
+        schema["properties"][key]["additionalProperties"] = {"anyOf": shared}
     return schema
 
 
@@ -116,25 +123,38 @@ def _stage(kind: str, definitions: _Definitions) -> str:
     shape = KINDS[kind].shape
     schema = definitions.of(shape)
     for key, slot in slots_of(shape).items():
-        at = _slot(slot, definitions)
         shared = key in Header.model_fields
-        reference = {"$ref": f"#/$defs/{_PARTIAL if shared else ''}{at}"}
         raw = schema["properties"][key]
-        if slot.many:
-            raw["additionalProperties"] = reference
+        if slot.named:
+            entries = {each.name: _entry(slot, each) for each in slot.named}
+            raw["properties"] = {n: _reference(p, definitions, shared) for n, p in entries.items()}
+            raw["additionalProperties"] = False
+            if not shared:
+                raw["required"] = [each.name for each in slot.named if not each.default]
+        elif slot.many:
+            raw["additionalProperties"] = _reference(slot, definitions, shared or slot.brought)
         else:
+            reference = _reference(slot, definitions, shared)
             schema["properties"][key] = {**reference, "description": raw["description"]}
     schema["required"] = [k for k in schema["required"] if k not in Header.model_fields]
     definitions.found[f"stage_{kind}"] = schema
     return f"stage_{kind}"
 
 
-def _shared_slots(definitions: _Definitions) -> Iterator[tuple[str, str]]:
-    """Keys that stages may share at the top of a spec."""
+def _reference(slot: Slot, definitions: _Definitions, partial: bool) -> Json:
+    """A place, or one that may leave things out: what it lacks stands elsewhere."""
+    return {"$ref": f"#/$defs/{_PARTIAL if partial else ''}{_slot(slot, definitions)}"}
+
+
+def _shared_slots(definitions: _Definitions) -> dict[str, list[str]]:
+    """Keys that stages may share at the top of a spec, and what may stand there."""
+    found: dict[str, list[str]] = {}
     for kind in KINDS.values():
         for key, slot in slots_of(kind.shape).items():
             if key in Header.model_fields:
-                yield key, _slot(slot, definitions)
+                for place in [_entry(slot, each) for each in slot.named] or [slot]:
+                    found.setdefault(key, []).append(_slot(place, definitions))
+    return {key: list(dict.fromkeys(places)) for key, places in found.items()}
 
 
 def _slot(slot: Slot, definitions: _Definitions) -> str:

@@ -35,13 +35,15 @@ class Named:
 class Slot:
     """A place for one component, or for a map of them; `shape` is what the place itself adds.
 
-    A map is open (`many`), or has the entries that `named` lists and no others.
+    A map is open (`many`), or has the entries that `named` lists and no others. With `brought`, components of the stage add
+    entries of their own, whose `use` need not be written.
     """
 
     family: Family
     shape: type[Params] | None = None
     many: bool = False
     named: tuple[Named, ...] = ()
+    brought: bool = False
 
     @property
     def is_map(self) -> bool:

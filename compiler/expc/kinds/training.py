@@ -72,12 +72,14 @@ def clock(b: Builder, *keys: Key) -> Call:
 
 def _not_one_clock(b: Builder, keys: tuple[Key, ...], named: Sequence[str]) -> Finding:
     what = f"two clocks: {listed(named)}" if named else "no clock"
+    other = "epochs" if "env" in b.stage.uses else "env_steps"
+    known = [name for name in CLOCKS if name != other]
     return Finding(
         "XC209",
         f"`{keys[-1]}` names {what}",
         b.experiment.key(*b.path(*keys, *named[1:2])),
         why="whichever ran out first would decide" if named else "it would never end",
-        help=f"name one of {listed(CLOCKS)}, such as `{{epochs: 10}}`",
+        help=f"name one of {listed(known)}, such as `{{{known[0]}: 10}}`",
     )
 
 
@@ -101,7 +103,7 @@ def until(b: Builder, shape: Until) -> Call:
 def _half_gates(b: Builder, shape: Until) -> Iterator[Finding]:
     """A gate needs a metric and one bound; a budget stands in one place."""
     bounds = [word for word in BOUNDS if getattr(shape, word) is not None]
-    direct = [name for name in CLOCKS if getattr(shape, name) is not None]
+    direct = [name for name in CLOCKS if getattr(shape, name, None) is not None]
     if shape.metric and not bounds:
         what, key, help = "a metric and no bound", "metric", f"add one of {listed(BOUNDS)}"
     elif bounds and not shape.metric:

@@ -101,7 +101,7 @@ class WorldModel(Shape):
     model: Annotated[dict[str, Raw], Slot("layers", named=PARTS)] = Field(
         min_length=1, description="encoder, dynamics, decoder; layers of the heads"
     )
-    loss: Annotated[dict[str, Raw], Slot("loss", WorldLossSlot, many=True)] = Field(
+    loss: Annotated[dict[str, Raw], Slot("loss", WorldLossSlot, many=True, brought=True)] = Field(
         min_length=1, description="image, reward and cont; the dynamics adds terms of its own"
     )
     behaviour: Annotated[Raw, Slot("behaviour")] = Field(description="how the actor learns")

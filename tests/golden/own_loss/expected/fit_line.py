@@ -99,7 +99,7 @@ class FitLine(Module):
 
 
 def main(cfg: Config) -> int:
-    """Train, measure, write result.json; returns the exit code."""
+    """Run this stage and leave its result.json; returns the exit code."""
     return fit(
         FitLine,
         cfg,

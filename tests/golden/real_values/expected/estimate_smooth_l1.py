@@ -129,7 +129,7 @@ class Estimate(Module):
 
 
 def main(cfg: Config) -> int:
-    """Train, measure, write result.json; returns the exit code."""
+    """Run this stage and leave its result.json; returns the exit code."""
     return fit(
         Estimate,
         cfg,

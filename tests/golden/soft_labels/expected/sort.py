@@ -122,7 +122,7 @@ class Sort(Module):
 
 
 def main(cfg: Config) -> int:
-    """Train, measure, write result.json; returns the exit code."""
+    """Run this stage and leave its result.json; returns the exit code."""
     return fit(
         Sort,
         cfg,
