@@ -86,7 +86,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(..., size, size, in_channels) -> (..., out_features)."""
-        plane = (image.flatten(0, -4) - 0.5).permute(0, 3, 1, 2)
+        plane = (image.reshape(-1, *image.shape[-3:]) - 0.5).permute(0, 3, 1, 2)
         embed = self.layers(plane).permute(0, 2, 3, 1)
         return cast(Tensor, embed.reshape(*image.shape[:-3], self.out_features))
 
