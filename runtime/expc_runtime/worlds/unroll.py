@@ -76,9 +76,9 @@ class Joined(nn.Module):
         super().__init__()
         whole = hidden_(nn.Linear(sum(sizes.values()), out, bias=False)).weight.detach()
         pieces = torch.split(whole, list(sizes.values()), dim=1)
-        self.weight = nn.ParameterDict(
-            {name: nn.Parameter(piece.clone()) for name, piece in zip(sizes, pieces, strict=True)}
-        )
+        self.weight = nn.ParameterDict()
+        for name, piece in zip(sizes, pieces, strict=True):
+            self.weight[name] = nn.Parameter(piece.clone())
         self.norm = nn.LayerNorm(out, eps=NORM_EPS)
 
     def project(self, **parts: Tensor) -> Tensor:
