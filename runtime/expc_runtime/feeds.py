@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -33,6 +33,7 @@ class TrainingFeed(Paced, Protocol):
     the seed and `state_dict` alone: then a run that was stopped goes on as if it had not been.
     """
 
+    mode: Literal["eval", "train"]  # of the module while it is measured
     nothing: str  # what the floors are about, for people: "constant"
     chance: str  # who reaches them: "one answer for every row"
 

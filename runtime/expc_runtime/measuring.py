@@ -48,7 +48,8 @@ class Figures:
     def _log_of(self, split: str, step: int, epoch: int) -> dict[str, float]:
         figures = self._feed.measured(split)
         counts = self._feed.counts()
-        self._log.figures(split, figures, step=step, epoch=epoch, mode="eval", **counts)
+        mode = self._feed.mode
+        self._log.figures(split, figures, step=step, epoch=epoch, mode=mode, **counts)
         return figures
 
     def flush(self) -> None:

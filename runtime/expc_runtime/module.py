@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
 from expc_runtime.optim import Drive, NonFinite
+from expc_runtime.ports import Latent
 
-__all__ = ["Batch", "Latent", "Module", "Records", "detach_tree"]
+__all__ = ["Batch", "Module", "Records", "detach_tree"]
 
 Batch = tuple[Tensor, ...]
-Latent = dict[str, Tensor]  # what a module remembers of each environment, (B, ...)
 T = TypeVar("T")
 
 HALF: dict[str, torch.dtype | None] = {

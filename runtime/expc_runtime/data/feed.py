@@ -65,6 +65,7 @@ class Feed:
     is not there or columns of unequal length, ValueError for shares that leave a split empty.
     """
 
+    mode: Literal["eval", "train"] = "eval"
     nothing = "constant"
     chance = "one answer for every row"
 
