@@ -28,13 +28,14 @@ from torch import Tensor, nn
 
 State = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+DynamicsKind = Literal["rssm", "vta"]
 
 
 @dataclass(frozen=True)
 class Sizes:
     """Widths and switches; the defaults are the study's."""
 
-    dynamics: Literal["rssm", "vta"] = "rssm"
+    dynamics: DynamicsKind = "rssm"
     width: int = 512  # deter, both beliefs, hidden layers, heads
     stoch: int = 32
     classes: int = 32
@@ -482,7 +483,8 @@ class VTA(Dynamics):
             logits = logits - torch.log(-torch.log(u))
         probs = F.softmax(logits / self.sizes.temp, -1)
         hard = F.one_hot(torch.argmax(probs, -1), 2).float()
-        mask = hard + probs - probs.detach()
+        # From left to right, hard + probs - probs rounds, and counters of segments miss their limit.
+        mask = hard + (probs - probs.detach())
         return mask[..., :1], mask[..., 1:]
 
     def sample(self, name: str, mean: Tensor, std: Tensor) -> Tensor:
