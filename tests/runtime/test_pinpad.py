@@ -477,6 +477,21 @@ def test_a_gpu_plays_the_same_games(layout: str, how: dict[str, Any], device: st
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize("how", [{}, PORT])
+def test_no_step_looks_at_a_value(how: dict[str, Any]) -> None:
+    # On the meta device tensors have none: an `.item()`, an `if`, a `nonzero` would raise.
+    env = PinPad("eight", batch=4, device="meta", **how)
+    action = torch.zeros(4, dtype=torch.int64, device="meta")
+    u = torch.zeros(4, dtype=torch.float64, device="meta")
+    env.reset(u)
+    obs, reward = env.step(action, u)
+    assert obs["image"].is_meta and obs["image"].shape == (4, 64, 64, 3)
+    assert env.paint_unit(env.cells).shape == (4, 64, 64, 3)
+    assert reward.shape == (4,) and reward.dtype == torch.float32
+    assert env.player.shape == (4, 2)
+    assert all(event.shape == (4,) for event in env.events.values())
+
+
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_step_on_a_gpu_never_waits_for_it(device: str) -> None:
     env = PinPad("eight", batch=64, device=device)
@@ -546,6 +561,9 @@ def test_cells_painted_later_are_the_image(layout: str) -> None:
     unit = env.paint_unit(held)
     assert unit.dtype == torch.float32
     assert torch.equal(unit, image.float() / 255)
+    assert torch.equal(env.paint(held.transpose(0, 1)), image.transpose(0, 1))
+    assert torch.equal(env.paint(held[3, 2]), image[3, 2])
+    assert env.paint(held[:0]).shape == (0, 6, 64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -704,12 +722,16 @@ def test_settings_that_cannot_be_are_refused(how: dict[str, Any], message: str) 
         (torch.zeros(3), draw([0, 0, 0]), r"action must be \(3,\) torch.int64, not \(3,\) torch.f"),
         (torch.zeros(3, 5).long(), draw([0, 0, 0]), r"action must be .*, not \(3, 5\)"),
         (torch.tensor([0, 1]), draw([0, 0, 0]), r"action must be \(3,\) .*, not \(2,\)"),
-        (torch.tensor([0, 1, 5]), draw([0, 0, 0]), "an action is 0 to 4, not 0 to 5"),
-        (torch.tensor([0, -1, 2]), draw([0, 0, 0]), "an action is 0 to 4, not -1 to 2"),
+        (torch.tensor([0, 1, 5]), draw([0, 0, 0]), r"an action is 0 to 4 .*: not 0 to 5 and"),
+        (torch.tensor([0, -1, 2]), draw([0, 0, 0]), r"an action is 0 to 4 .*: not -1 to 2 and"),
         (torch.tensor([0, 1, 2]), draw([0]), r"u must be \(3,\) torch.float64, not \(1,\)"),
         (torch.tensor([0, 1, 2]), torch.zeros(3), "u must be .* not .* torch.float32"),
-        (torch.tensor([0, 1, 2]), draw([0, 0, 168]), r"u must be in \[0, 1\)"),
-        (torch.tensor([0, 1, 2]), draw([0, 0, float("nan")]), r"u must be in \[0, 1\)"),
+        (
+            torch.tensor([0, 1, 2]),
+            draw([0, 0, 168]),
+            r"u in \[0, 1\): not .* and 0.0029\d* to 1.00298",
+        ),
+        (torch.tensor([0, 1, 2]), draw([0, 0, float("nan")]), r"u in \[0, 1\): .* nan"),
     ],
 )
 def test_actions_and_draws_that_cannot_be_are_refused(
@@ -719,5 +741,7 @@ def test_actions_and_draws_that_cannot_be_are_refused(
     held = env.state_dict()
     with pytest.raises(ValueError, match=message):
         env.step(action, u)
+    with pytest.raises(ValueError):
+        env.reset(torch.ones(3, dtype=torch.float64))
     kept = env.state_dict()
     assert all(torch.equal(torch.as_tensor(held[k]), torch.as_tensor(kept[k])) for k in held)

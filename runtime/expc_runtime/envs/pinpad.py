@@ -34,6 +34,7 @@ Variant = Literal["reference", "port"]
 Obs = dict[str, Tensor]
 
 GRID, SCALE = 16, 4  # cells a side, the two rows of the HUD among them; pixels a cell
+IMAGE = (GRID * SCALE, GRID * SCALE, 3)
 HUD = HEIGHT  # the row that shows the touched pads
 
 COLOURS = (
@@ -96,7 +97,7 @@ class PinPad:
     name: ClassVar[str] = "pinpad"
     actions: ClassVar[int] = ACTIONS
     spawns: ClassVar[int] = SPAWNS
-    image_shape: ClassVar[tuple[int, int, int]] = (GRID * SCALE, GRID * SCALE, 3)
+    image_shape: ClassVar[tuple[int, int, int]] = IMAGE
     EVENTS: ClassVar[tuple[str, ...]] = ("reward", "pad_enter", "pad_leave", "respawn")
 
     # What a game is between two steps; `state_dict` holds these.
@@ -109,7 +110,7 @@ class PinPad:
         "is_last",
         "_reward",
         "_before",
-        "_respawn",
+        "_appeared",
     )
     state: Tensor
     sequence: Tensor
@@ -120,7 +121,7 @@ class PinPad:
     is_terminal: Tensor
     _reward: Tensor
     _before: Tensor
-    _respawn: Tensor
+    _appeared: Tensor
 
     def __init__(
         self,
@@ -153,9 +154,8 @@ class PinPad:
 
     def reset(self, u: Tensor) -> Obs:
         """All games anew: ``u`` (B,) float64 in [0, 1), the player appears in cell floor(168 u)."""
-        self.is_last = torch.ones_like(self.is_last)
-        obs, _ = self.step(torch.zeros_like(self.state), u)
-        return obs
+        self._play(torch.zeros_like(self.state), u, fresh=torch.ones_like(self.is_last))
+        return self.observation()
 
     def step(self, action: Tensor, u: Tensor) -> tuple[Obs, Tensor]:
         """``advance``, and the observation: image (B, 64, 64, 3) uint8 and the three flags."""
@@ -177,12 +177,23 @@ class PinPad:
             action: (B,) int64: stay, down (y + 1), up, right (x + 1), left.
             u: (B,) float64 in [0, 1), used by the games in which the player appears anew.
 
-        On a GPU values out of range are not looked for: a wrong action is a device assert.
+        Raises ValueError, and leaves the games as they are, for a value out of range; on a GPU,
+        where to look would be to wait, that is a device assert.
         """
+        return self._play(action, u, fresh=self.is_last)
+
+    def _play(self, action: Tensor, u: Tensor, fresh: Tensor) -> Tensor:
         self._require(action, u)
-        fresh = self.is_last
+        try:
+            return self._advance(action, u, fresh)
+        except IndexError:  # of a look-up below, before anything is changed
+            raise ValueError(
+                f"an action is 0 to {ACTIONS - 1} and u in [0, 1): not {_span(action)} and {_span(u)}"
+            ) from None
+
+    def _advance(self, action: Tensor, u: Tensor, fresh: Tensor) -> Tensor:
         appear = fresh | (self.countdown == 1)
-        spawn = self.tables.first.index_select(0, (u * SPAWNS).long().clamp_(0, SPAWNS - 1))
+        spawn = self.tables.first.index_select(0, (u * SPAWNS).long())
         start = torch.where(appear, spawn, self.state)
         taken = self.tables.step.index_select(0, action * self.tables.states + start)
         state = torch.where(fresh, start, taken[:, 0])
@@ -190,8 +201,8 @@ class PinPad:
         countdown = (self.countdown - 1).clamp_(min=0).masked_fill_(fresh, 0)
         reward = self._gain.index_select(0, state).masked_fill_(countdown > 0, 0.0)
 
-        self._before, self._respawn, self._reward = self.state, appear & ~fresh, reward
-        self.state = state
+        self._before, self.state = self.state, state
+        self._appeared, self._reward = appear, reward
         self.sequence = _append(self.sequence.masked_fill(appear[:, None], 0), added)
         self.countdown = countdown.masked_fill_(reward > 0, self._rules.countdown)
         self.steps = (self.steps + 1).masked_fill_(fresh, 0)
@@ -225,7 +236,7 @@ class PinPad:
             "reward": self._reward != 0,
             "pad_enter": other & (now > 0),
             "pad_leave": other & (before > 0),
-            "respawn": self._respawn,
+            "respawn": self._appeared & ~self.is_first,
         }
 
     @property
@@ -311,7 +322,7 @@ class PinPad:
         no = zeros.bool()
         self.state, self._before, self.countdown, self.steps = zeros, zeros, zeros, zeros
         self.sequence = zeros[:, None].repeat(1, self._rules.shown)
-        self._reward, self._respawn = zeros.float(), no
+        self._reward, self._appeared = zeros.float(), no
         self.is_first, self.is_last, self.is_terminal = no, ~no, no
 
     def _require(self, action: Tensor, u: Tensor) -> None:
@@ -321,13 +332,6 @@ class PinPad:
                     f"{name} must be ({self.batch},) {dtype}, not {tuple(given.shape)} "
                     f"{given.dtype}: one for each game"
                 )
-        if self.device.type == "cpu":  # elsewhere a look would be a sync
-            low, high = torch.aminmax(action)
-            if low < 0 or high >= ACTIONS:
-                raise ValueError(f"an action is 0 to {ACTIONS - 1}, not {low} to {high}")
-            least, most = torch.aminmax(u)
-            if not (least >= 0 and most < 1):
-                raise ValueError(f"u must be in [0, 1), not {least} to {most}")
 
 
 # --------------------------------------------------------------------------------------- painting
@@ -345,9 +349,18 @@ def paint_unit(cells: Tensor) -> Tensor:
 
 @cache
 def _brushes(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(colours, 4 * 3): one row of a cell's pixels for each colour; uint8, and float32 in 0..1."""
-    row = torch.tensor(PALETTE, dtype=torch.uint8, device=device).repeat(1, SCALE)
-    return row, row.float() / 255
+    """The pixels of one line through two cells, (pairs, 2 * 4 * 3): uint8, and float32 in 0..1.
+
+    Two cells at a time, since few long rows are gathered faster than many short ones. A pair is
+    numbered as its two bytes read as one int16.
+    """
+    index = torch.arange(len(PALETTE))
+    pairs = torch.cartesian_prod(index, index)
+    line = torch.tensor(PALETTE, dtype=torch.uint8).repeat(1, SCALE)
+    number = pairs.to(torch.uint8).view(torch.int16).flatten().long()
+    brush = torch.zeros(int(number.max()) + 1, 2 * line.shape[1], dtype=torch.uint8)
+    brush[number] = line[pairs].flatten(1)
+    return brush.to(device), (brush.float() / 255).to(device)
 
 
 def _upscaled(cells: Tensor, brush: Tensor) -> Tensor:
@@ -355,9 +368,9 @@ def _upscaled(cells: Tensor, brush: Tensor) -> Tensor:
         raise ValueError(
             f"cells must be (..., 16, 16) torch.uint8, not {tuple(cells.shape)} {cells.dtype}"
         )
-    lines = brush.index_select(0, cells.int().flatten())  # a pixel line of each row of cells
-    lines = lines.view(-1, 1, GRID * SCALE * 3).expand(-1, SCALE, -1)
-    return lines.reshape(*cells.shape[:-2], GRID * SCALE, GRID * SCALE, 3)
+    pairs = cells.contiguous().view(torch.int16).flatten().int()
+    lines = brush.index_select(0, pairs).view(-1, 1, GRID * SCALE * 3)  # one of each row of cells
+    return lines.expand(-1, SCALE, -1).reshape(*cells.shape[:-2], *IMAGE)
 
 
 def _canvases(layout: str) -> Tensor:
@@ -392,6 +405,10 @@ def _append(sequence: Tensor, added: Tensor) -> Tensor:
     next_slot = empty.clone()
     next_slot[:, 1:] &= ~empty[:, :-1]
     return torch.where(next_slot, added[:, None], kept)
+
+
+def _span(values: Tensor) -> str:
+    return f"{values.min():g} to {values.max():g}"
 
 
 def _require_settings(layout: str, batch: int, time_limit: int | None, variant: str) -> None:
