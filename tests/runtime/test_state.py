@@ -618,6 +618,33 @@ def test_rows_say_how_many_runs_met_their_gate(tmp_path: Path) -> None:
     assert rows[3][-3:] == ["met", "3.0", "s"]
 
 
+def test_under_the_table_stands_in_how_many_seeds_a_condition_was_accepted(tmp_path: Path) -> None:
+    measured = {"force": (True, False, True), "rate": (False, False), "free": (), "rssm": ()}
+    plan = [
+        Task(1, f"{c},seed={i}", c, str(i), "boundaries", key=f"{c}{i}")
+        for c in measured
+        for i in range(3)
+    ]
+    for task in plan:
+        verdicts = measured[task.condition]
+        if int(task.seed) < len(verdicts):
+            met = verdicts[int(task.seed)]
+            accept = {"met": met, "seeds": 2, "bounds": [{"metric": "reward.lift"}]}
+            result = Result(
+                key=task.key,
+                metrics={"reward.rate": 0.1, "reward.lift": 2.5},
+                extra={"accept": accept},
+            )
+            fill(tmp_path, task, Status(state="done", key=task.key), result)
+    lines = table(plan, tmp_path).splitlines()
+    assert lines[1].split()[:4] == ["condition", "seeds", "reward.lift", "state"]  # what was asked
+    assert lines[-3:] == [
+        "  also recorded: reward.rate",
+        "  force: accepted in 2 of 3 seeds (2 wanted)",
+        "  rate: accepted in 0 of 2 seeds (2 wanted; 1 not measured)",
+    ]
+
+
 def test_a_remark_with_figures_of_its_own_is_said_once(tmp_path: Path) -> None:
     plan = [Task(i, f"a,seed={i}", "a", str(i), "read", key=str(i)) for i in range(3)]
     for task in plan:

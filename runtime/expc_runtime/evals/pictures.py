@@ -110,6 +110,8 @@ def boundary_internal(strip: Strip, length: int, folder: Path) -> Path:
         axes.set_xlim(at[0] - 0.7, at[-1] + 0.7)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=_ACROSS, integer=True))
         draw(axes, strip, at, span)
+    for axes in plots[:-1]:
+        axes.tick_params(labelbottom=False)
     plots[-1].set_xlabel("frame", fontsize=9, color=INK)
     return _save(figure, folder / "boundary_internal.png")
 
@@ -120,11 +122,13 @@ At = NDArray[np.intp]
 
 
 def _draw_probability(axes: Axes, strip: Strip, at: At, span: slice) -> None:
-    read, prob = strip.found.read[span], strip.found.read_prob[span]
+    prob, gates = strip.found.read_prob[span], np.array([_gate(strip, frame) for frame in at])
     axes.axhline(0.5, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)))
     axes.plot(at, prob, color=INK, linewidth=1.4, zorder=2)
-    for gate, colour, name in ((read, READ, "READ"), (~read, COPY, "COPY")):
-        axes.scatter(at[gate], prob[gate], color=colour, s=26, zorder=3, label=name)
+    for colour, name in ((READ, "READ"), (FORCED, "READ, forced"), (COPY, "COPY")):
+        here = gates == colour
+        if here.any():
+            axes.scatter(at[here], prob[here], color=colour, s=26, zorder=3, label=name)
     axes.set_ylim(-0.05, 1.05)
     axes.set_yticks([0, 0.5, 1])
     _named(axes, "READ probability")
@@ -158,6 +162,7 @@ def _draw_change(axes: Axes, strip: Strip, at: At, span: slice) -> None:
     where = "right" if reward.any() else "none here"
     other.bar(at, reward, width=0.7, color=EVENTS[0], alpha=0.75, label=f"reward ({where})")
     other.set_ylim(1.1 * min(0.0, float(reward.min())), 1.1 * max(1.0, float(reward.max())))
+    other.tick_params(labelright=bool(reward.any()), right=bool(reward.any()))
     axes.set_zorder(other.get_zorder() + 1)
     axes.patch.set_visible(False)
     _named(axes, "change", other)
@@ -322,7 +327,7 @@ def _named(axes: Axes, label: str, other: Axes | None = None) -> None:
         names,
         loc="lower right",
         bbox_to_anchor=(1.01, 0.96),
-        ncols=2,
+        ncols=3,
         frameon=False,
         fontsize=8.5,
         handlelength=1.3,

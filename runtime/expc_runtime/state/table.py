@@ -55,6 +55,10 @@ class _Row:
     ran: int = 0
     gated: int = 0  # results with a gate, and those that met it
     met: int = 0
+    judged: int = 0  # results with an answer, how many of them are a yes, and how many it takes
+    accepted: int = 0
+    wanted: int = 0
+    asked: tuple[str, ...] = ()  # metrics that the answer is about
 
     def add(self, status: Status, result: Result | None) -> None:
         self.seeds += 1
@@ -66,6 +70,11 @@ class _Row:
         if result and result.gate:
             self.gated += 1
             self.met += bool(result.gate.get("met"))
+        if result and (verdict := result.extra.get("accept")):
+            self.judged += 1
+            self.accepted += bool(verdict["met"])
+            self.wanted = verdict["seeds"]
+            self.asked = tuple(bound["metric"] for bound in verdict["bounds"])
         for name, value in (result.metrics if result else {}).items():
             if value is not None and result:
                 self.figures.setdefault(name, _Figure()).add(value, result.floors.get(name))
@@ -76,6 +85,14 @@ class _Row:
         if self.met == self.gated:
             return "met" if self.gated else "-"
         return f"{self.met} of {self.gated}"
+
+    @property
+    def answer(self) -> str:
+        """How many seeds were accepted, of those that were measured."""
+        seeds = f"{self.judged} seed" + "s" * (self.judged != 1)
+        missing = self.seeds - self.judged
+        more = f"; {missing} not measured" if missing else ""
+        return f"accepted in {self.accepted} of {seeds} ({self.wanted} wanted{more})"
 
     @property
     def state(self) -> str:
@@ -184,6 +201,11 @@ def _block(stage: str, rows: list[_Row]) -> str:
         left, right = left[:1], []
         lines.append("")
     tail = [f"  also recorded: {', '.join(also)}"] if also else []
+    tail += [
+        f"  {name}: {row.answer}" if len(rows) > 1 else f"  {row.answer}"
+        for name, row in zip(names, rows, strict=True)
+        if row.judged
+    ]
     return "\n".join(_clip(line) for line in [*lines, *tail])
 
 
@@ -199,10 +221,14 @@ def _conditions(conditions: list[str]) -> tuple[str, list[str]]:
 
 
 def _metrics(rows: list[_Row]) -> tuple[list[list[str]], list[str]]:
-    """Columns of figures of the last split that was measured, and the names of the others."""
+    """Columns of figures, and the names of the others.
+
+    What an answer is about; without one, the last split that was measured.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
+    asked = dict.fromkeys(name for row in rows for name in row.asked if name in names)
     splits = [split for split in ("test/", "val/", "") if any(n.startswith(split) for n in names)]
-    told = [name for name in names if splits and name.startswith(splits[0])]
+    told = list(asked) or [name for name in names if splits and name.startswith(splits[0])]
     columns = [[name, *_figures([row.figures.get(name) for row in rows])] for name in told]
     return columns, [name for name in names if name not in told]
 
