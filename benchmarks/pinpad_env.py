@@ -1,7 +1,8 @@
 """What a step of Visual Pin Pad costs: played, and painted as 64 x 64 pixels.
 
 Layout eight, random actions, episodes of 1,000 steps, 256 games at once and one alone; the
-draws of actions and spawns count. Wall time, since threads are the point. Beside it the game
+draws of actions and spawns count. Wall time, since threads are the point: it wants an idle machine
+(two threads on cores that others use mostly wait for each other). Beside it the game
 as it is usually written, one at a time in Python and NumPy: one game alone is cheaper like that.
 
 python -m benchmarks.pinpad_env
