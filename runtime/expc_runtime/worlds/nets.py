@@ -7,7 +7,7 @@ copied on the way in or out, and a norm over channels is one over the last axis.
 Matrices may compute in 16 bits under autocast; softmax, logarithms and draws never do.
 """
 
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ __all__ = [
     "entropy",
 ]
 
+Net = TypeVar("Net", bound=nn.Module)
+
 NORM_EPS = 1e-3
 SMALLEST = 4  # side of the plane between image and vector
 FLOOR = -1e4  # of a logarithm: finite, and exp of it is 0
@@ -48,7 +50,7 @@ def _halvings(name: str, size: int) -> int:
     return count
 
 
-def _channels_last(layers: nn.Sequential) -> nn.Sequential:
+def _channels_last(layers: Net) -> Net:
     """The same, with kernels in the memory order of their images."""
     return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -108,14 +110,17 @@ class ConvDecoder(nn.Module):
         for i in reversed(range(1, count)):
             conv = nn.ConvTranspose2d(depth << i, depth << (i - 1), 4, 2, padding=1, bias=False)
             layers += [hidden_(conv), _ChannelNorm(depth << (i - 1))]
-        last = output_(nn.ConvTranspose2d(depth, 3, 4, 2, padding=1))
-        self.layers = _channels_last(nn.Sequential(*layers, last))
+        self.layers = _channels_last(nn.Sequential(*layers))
+        self.last = _channels_last(output_(nn.ConvTranspose2d(depth, 3, 4, 2, padding=1)))
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., in_features) -> (..., size, size, 3)."""
         plane = self.linear(features).view(-1, SMALLEST, SMALLEST, self._widest)
-        image = self.layers(plane.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + 0.5
-        return cast(Tensor, image.reshape(*features.shape[:-1], *image.shape[1:]))
+        plane = self.layers(plane.permute(0, 3, 1, 2))
+        # The 0.5 goes in with the bias: a pass over the images less.
+        bias = cast(Tensor, self.last.bias) + 0.5
+        image = F.conv_transpose2d(plane, self.last.weight, bias, 2, 1).permute(0, 2, 3, 1)
+        return image.reshape(*features.shape[:-1], *image.shape[1:])
 
 
 class _Head(nn.Module):
