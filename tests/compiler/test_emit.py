@@ -146,7 +146,7 @@ def test_maps_follow_the_file_and_cover_what_can_fail(spec: Path) -> None:
             for node in ast.walk(ast.parse(text))
             if isinstance(node, ast.FunctionDef) and node.name in ("forward", "losses", "update")
         ]
-        assert len(methods) == 3
+        assert len(methods) == {"losses": 3, "trajectory": 1}.get(_tells(text), 0)
         for method in methods:
             for statement in method.body:
                 is_doc = isinstance(statement, ast.Expr) and isinstance(
@@ -154,6 +154,11 @@ def test_maps_follow_the_file_and_cover_what_can_fail(spec: Path) -> None:
                 )
                 is_return = isinstance(statement, ast.Return)
                 assert is_doc or is_return or statement.lineno in covered, (name, statement.lineno)
+
+
+def _tells(text: str) -> str:
+    """A word that only modules of one kind have."""
+    return "losses" if "self.losses(" in text else "trajectory" if "trajectory =" in text else ""
 
 
 def test_prose_can_t_draw_the_map_to_itself(project: Project) -> None:

@@ -320,6 +320,8 @@ def test_a_stage_more_leaves_the_files_of_the_others(project: Project) -> None:
 def test_a_comment_changes_nothing_but_places(spec: Path, project: Project) -> None:
     for beside in spec.parent.glob("*.py"):
         project.write(beside.name, beside.read_text(encoding="utf-8"))
+    for base in spec.parent.glob("*_vta.yaml"):
+        project.write(f"specs/{base.name}", base.read_text(encoding="utf-8"))
     if spec.parent.name == "specs":
         for own in (REPOSITORY / "mylab").glob("*.py"):
             project.write(f"mylab/{own.name}", own.read_text(encoding="utf-8"))
@@ -400,6 +402,8 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif origin in (typing.Union, types.UnionType):
         for each in inner:
             yield from alternatives(each)
+    elif origin is list and any(_models(annotation)):
+        yield [{"metric": "pad_enter.event_rate", "below": 0.3}]
     elif origin is list:
         yield from ([a, b] for a, b in itertools.pairwise(alternatives(inner[0])))
         yield from ([a] for a in alternatives(inner[0]))
@@ -410,7 +414,7 @@ def alternatives(annotation: Any) -> Iterator[Any]:
         yield {"readings": "features", "level": "prob", "drift": "real"}
         yield {"backbone": {"file": "other.pt"}}
     elif annotation is int:
-        yield from (3, 5, 7)
+        yield from (3, 5, 7, 5000)
     elif annotation is float:
         yield from (0.375, 0.75, 1.5, 0.25)
     elif annotation is bool:
@@ -438,7 +442,8 @@ def knobs(spec: Document) -> Iterator[tuple[str, str, Any]]:
             own = "" if use.component.own else f":{use.name}"
             for key, info in use.component.params.model_fields.items():
                 if not use.component.own:
-                    yield f"{slot.family}{own}.{key}", f"{path}.{key}", info.annotation
+                    family = use.component.family
+                    yield f"{family}{own}.{key}", f"{path}.{key}", info.annotation
             for key, info in slot.shape.model_fields.items() if slot.shape else ():
                 yield from _fields_below(
                     f"{slot.family}.{key}", f"{path}.{key}", f"{slot.family}_{key}", info, use.slot

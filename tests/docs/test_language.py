@@ -1,4 +1,4 @@
-"""The stage that docs/language.md shows is one: it has every key, and it lints."""
+"""The stages that docs/language.md shows are stages: they have every key, and they lint."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import yaml
 
 from expc.kinds import KINDS
 from expc.lint.check import check
+from expc.lint.core import Rule
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = """\
@@ -34,3 +35,20 @@ def test_the_stage_shown_has_every_key_and_lints(tmp_path: Path) -> None:
     spec = tmp_path / "shown.yaml"
     spec.write_text(FIRST + "".join(f"  {line}\n" if line else "\n" for line in stage.splitlines()))
     assert [f.message for f in check(spec, tmp_path).findings] == []
+
+
+def test_the_world_shown_has_every_key_and_lints(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in page.split("```yaml\n")]
+    shown = [block for block in blocks if block.startswith(("world:", "boundaries:"))]
+    for stage, kind in zip(shown, ("world_model", "evaluate"), strict=True):
+        (keys,) = yaml.safe_load(stage).values()
+        assert set(keys) == set(KINDS[kind].shape.model_fields)
+    spec = tmp_path / "shown.yaml"
+    head = "expc: 1\nname: shown\nabout: Are the stages in the docs stages?\nstages:\n"
+    lines = [line for stage in shown for line in stage.splitlines()]
+    spec.write_text(head + "".join(f"  {line}\n" if line else "\n" for line in lines))
+    errors = [
+        f for f in check(spec, tmp_path).findings if Rule.registry[f.code].severity == "error"
+    ]
+    assert [f.message for f in errors] == []

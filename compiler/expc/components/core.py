@@ -51,7 +51,12 @@ class Component:
     """A declaration. Its torch code lives in the runtime, under `target`.
 
     `terms` are the losses that a component brings with it, as a function of its parameters (of those in `terms_of`): key -> (loss, weight). `of_head` are
-    parameters of a loss that shape the head it reads; `actions` is how many an environment has.
+    parameters of a loss that shape the head it reads. `off` names parameters that do nothing beside the others, and for each the one that turns it off.
+
+    Of an environment: how many `actions` it has, the `events` it tells, those that `never` happen and why, and `rewards`,
+    the reward events of a uniform random policy in 1,000 steps (None: not known). Of an encoder: the `width` of what it
+    gives. Of a dynamics: the number of its `weights`, for a width and a number of actions.
+
     `inputs` are the arguments of a model's `forward`, and `optional` those that it may go without.
     `needs_width` says that a first part of a model must be told `in_features`; later parts are given it. `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
     runtime's own default holds: a test compares the two. `own` marks a user's code, and `fingerprint` names its text.
@@ -72,7 +77,13 @@ class Component:
     terms: Callable[[Any], Mapping[str, tuple[str, float]]] | None = None
     terms_of: tuple[str, ...] = ()
     of_head: tuple[str, ...] = ()
+    off: Callable[[Any], Mapping[str, str]] | None = None
     actions: int | None = None
+    events: tuple[str, ...] = ()
+    never: Callable[[Any], Mapping[str, str]] | None = None
+    rewards: Callable[[Any], float | None] | None = None
+    width: Callable[[Any], int] | None = None
+    weights: Callable[[Any, int, int], int] | None = None
     logged: Callable[[Any], Mapping[str, str]] | None = None
     traits: frozenset[str] = frozenset()
     own: bool = False

@@ -20,6 +20,10 @@ FIGURES: Mapping[str, str] = {
 """What is measured for each event, and which way is better."""
 
 
+BY_QUANTILE = frozenset({"frame_delta", "reward_or_delta"})
+"""Events that a percentile of the frames' changes decides; the others are told by the environment."""
+
+
 class BoundaryAlignment(Params):
     """Parameters of `boundary_alignment`."""
 

@@ -110,10 +110,86 @@ def _segmented(params: Vta) -> Mapping[str, tuple[str, float]]:
     return {**_balanced(params), "mask": ("kl_mask", 1.0), **rate}
 
 
+def _dead_limits(params: Vta) -> Mapping[str, str]:
+    """Without a force there are no limits; only a fixed boundary in imagination still reads the length."""
+    if params.force_scale:
+        return {}
+    length = {} if params.imag_boundary == "fixed" else {"max_seg_len": "force_scale"}
+    return {**length, "max_seg_num": "force_scale"}
+
+
+def _dead_entropy(params: ActorCritic) -> Mapping[str, str]:
+    return {} if params.entropy else {"entropy_through": "entropy"}
+
+
+# Numbers of weights, as the runtime's layers have them. A "layer" is a Linear without bias and a LayerNorm.
+
+
+def _linear(into: int, out: int) -> int:
+    return (into + 1) * out
+
+
+def _layer(into: int, out: int) -> int:
+    return into * out + 2 * out
+
+
+def _cell(into: int, size: int) -> int:
+    """The recurrent block: one layer of [input, state] to three gates."""
+    return _layer(into + size, 3 * size)
+
+
+def _gaussian(belief: int, hidden: int, stoch: int) -> int:
+    """A prior of one level: a hidden layer only where the belief is not as wide."""
+    between = _layer(belief, hidden) if belief != hidden else 0
+    return between + _linear(hidden, 2 * stoch)
+
+
+def rssm_weights(params: Rssm, embed: int, actions: int) -> int:
+    """How many weights `rssm` has, for an embedding of that width."""
+    flat, hidden, deter = params.stoch * params.classes, params.hidden, params.deter
+    moves = _layer(flat + actions, hidden) + _cell(hidden, deter) + deter
+    return moves + _layer(deter, hidden) + _layer(deter + embed, hidden) + 2 * _linear(hidden, flat)
+
+
+def vta_weights(params: Vta, embed: int, actions: int) -> int:
+    """How many weights `vta` has, for an embedding of that width."""
+    p, hidden = params, params.hidden
+    abstract, observed = p.abs_belief + p.abs_stoch, p.obs_belief + p.obs_stoch
+    return (
+        _detectors(p, embed, observed)
+        + p.abs_belief
+        + _layer(p.abs_stoch + actions, hidden)
+        + _cell(hidden, p.abs_belief)
+        + _gaussian(p.abs_belief, hidden, p.abs_stoch)
+        + _layer(p.abs_belief + embed, hidden)
+        + _linear(hidden, 2 * p.abs_stoch)
+        + _layer(abstract, p.obs_belief)
+        + _layer(p.obs_stoch + abstract + (actions if p.obs_action_input else 0), hidden)
+        + _cell(hidden, p.obs_belief)
+        + _gaussian(p.obs_belief, hidden, p.obs_stoch)
+        + _layer(p.obs_belief + abstract + embed, hidden)
+        + _linear(hidden, 2 * p.obs_stoch)
+    )
+
+
+def _detectors(params: Vta, embed: int, observed: int) -> int:
+    """Convolutions over three frames of the posterior's detector, and the layers of the prior's."""
+    seen, hidden = embed + (params.posterior_input == "embed_reward"), params.hidden
+    first = 3 * seen * hidden + 2 * hidden
+    further = (params.detector_depth - 1) * (3 * hidden * hidden + 2 * hidden)
+    posterior = first + further + 3 * hidden * 2 + 2
+    return posterior + _layer(observed, hidden) + _linear(hidden, 2)
+
+
+def _embedded(params: Convolutions) -> int:
+    """64x64 halved four times, the channels doubled at each but the first."""
+    return 4 * 4 * 8 * params.depth
+
+
 ENCODERS = (
     Component(
         "encoder", "conv_encoder", "strided convolutions, 64x64 to 4x4", Convolutions,
-        "expc_runtime.worlds.nets:ConvEncoder",
+        "expc_runtime.worlds.nets:ConvEncoder", width=_embedded,
     ),
 )  # fmt: skip
 
@@ -127,11 +203,12 @@ DECODERS = (
 DYNAMICS = (
     Component(
         "dynamics", "rssm", "recurrent state with categorical variables (Hafner 2023, DreamerV3)", Rssm,
-        "expc_runtime.worlds.rssm:RSSM", terms=_balanced,
+        "expc_runtime.worlds.rssm:RSSM", terms=_balanced, weights=rssm_weights,
     ),
     Component(
         "dynamics", "vta", "two levels and learned segment boundaries (Kim 2019, VTA)", Vta,
-        "expc_runtime.worlds.vta:VTA", terms=_segmented, terms_of=("rate",), traits=frozenset({"boundaries"}),
+        "expc_runtime.worlds.vta:VTA", terms=_segmented, terms_of=("rate",), off=_dead_limits,
+        weights=vta_weights, traits=frozenset({"boundaries"}),
     ),
 )  # fmt: skip
 
@@ -140,5 +217,6 @@ LAYERS = (Component("layers", "dense", "fully connected layers with LayerNorm an
 BEHAVIOURS = (
     Component(
         "behaviour", "actor_critic", "an actor and a critic trained in imagination (Hafner 2023)", ActorCritic,
+        off=_dead_entropy,
     ),
 )  # fmt: skip

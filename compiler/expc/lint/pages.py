@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from expc.findings import suggest
@@ -29,6 +30,38 @@ stages:
     until: {epochs: 12}
 """
 """The spec that the blocks of a page complete: a key of a block takes the place of the one here."""
+
+WORLD = """\
+expc: 1
+name: example
+about: Do learned boundaries fall on events?
+stages:
+  train:
+    kind: world_model
+    env: {use: pinpad, layout: three, time_limit: 1000}
+    model:
+      encoder: {use: conv_encoder}
+      dynamics: {use: vta, force_scale: 0.0, obs_action_input: true}
+      decoder: {use: conv_decoder}
+    loss:
+      image: {use: mse_sum}
+      reward: {use: twohot_symlog}
+      cont: {use: bce}
+    behaviour: {use: actor_critic}
+    replay: {batch: 12, length: 40, train_ratio: 320.0, prefill: {env_steps: 1200}}
+    optim:
+      world: {use: adam, lr: 1.0e-4, clip: 1000.0}
+      actor: {use: adam, lr: 3.0e-5, clip: 100.0}
+      critic: {use: adam, lr: 3.0e-5, clip: 100.0}
+    until: {env_steps: 43200}
+    evaluate: {every: {env_steps: 6000}, episodes: 4}
+  boundaries:
+    kind: evaluate
+    of: train
+    measure: {use: boundary_alignment, events: [pad_enter]}
+    accept: {all: [{metric: boundary_ratio_eval, below: 0.5}]}
+"""
+"""The same for blocks marked `world`: keys of its second stage go there, all others to the first."""
 
 _TOP = frozenset({"expc", "name", "about", "extends", "model", "stages", "sweep"})
 _BLOCK = re.compile(
@@ -81,33 +114,42 @@ def cases(found: type[Rule]) -> tuple[Case, Case]:
 
 def _case(text: str, shared: dict[str, str]) -> Case:
     spec = next(match for match in _BLOCK.finditer(text) if match["kind"] == "yaml")
-    whole = spec["label"] == "whole"
-    return Case(spec["text"] if whole else completed(spec["text"]), {**shared, **_files(text)})
+    label, files = spec["label"], {**shared, **_files(text)}
+    if label == "whole":
+        return Case(spec["text"], files)
+    return Case(completed(spec["text"], WORLD if label == "world" else EXAMPLE), files)
 
 
 def _files(text: str) -> dict[str, str]:
     return {
         match["label"]: match["text"]
         for match in _BLOCK.finditer(text)
-        if match["label"] and match["label"] != "whole"
+        if match["label"] and match["label"] not in ("whole", "world")
     }
 
 
-def completed(fragment: str) -> str:
+def completed(fragment: str, example: str = EXAMPLE) -> str:
     """A fragment as a whole spec: its top-level keys, and its stage keys, take the place of the example's."""
-    head, stage = _chunks(EXAMPLE.partition("stages:\n")[0]), _example_stage()
+    head = _chunks(example.partition("stages:\n")[0])
+    named = _chunks(_left(example.partition("stages:\n")[2]))
+    stages = {name: _chunks(_left(text.partition("\n")[2])) for name, text in named.items()}
+    first, *others = stages.values()
     for key, text in _chunks(fragment).items():
-        (head if key in _TOP else stage)[key] = text
-    body = "".join(
-        "".join(f"    {line}" for line in text.splitlines(True)) for text in stage.values()
-    )
-    stages = head.pop("stages", f"stages:\n  read:\n{body}")
+        stage = next((each for each in others if key in each and key not in first), first)
+        (head if key in head or (key in _TOP and key not in stage) else stage)[key] = text
+    written = head.pop("stages", "stages:\n" + "".join(map(_stage, stages, stages.values())))
     sweep = head.pop("sweep", "")
-    return "".join(head.values()) + stages + sweep
+    return "".join(head.values()) + written + sweep
 
 
-def _example_stage() -> dict[str, str]:
-    return _chunks(inspect.cleandoc(EXAMPLE.partition("  read:\n")[2]) + "\n")
+def _stage(name: str, keys: Mapping[str, str]) -> str:
+    lines = "".join(keys.values()).splitlines(keepends=True)
+    return f"  {name}:\n" + "".join(f"    {line}" for line in lines)
+
+
+def _left(text: str) -> str:
+    """Lines without their first two blanks."""
+    return "".join(line[2:] for line in text.splitlines(keepends=True))
 
 
 def _chunks(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from expc.components.data import columns_of
 from expc.experiment import Stage
 from expc.ir import Op, Port, Program, Value
 from expc.kinds.shapes import Until
+from expc.sweep import Variant
 
 
 class Edge(NamedTuple):
@@ -104,12 +105,17 @@ def span_of(clock: object) -> tuple[str, float] | None:
 
 def in_updates(stage: Stage, span: tuple[str, float] | None) -> float | None:
     """A span in batches, where that can be known."""
-    if span is None or span[0] in ("minutes", "env_steps"):
-        return None
-    if span[0] == "updates":
-        return span[1]
-    each = epoch_updates(stage)
-    return span[1] * each if each is not None else None
+    match span:
+        case ("updates", amount):
+            return amount
+        case ("epochs", amount):
+            each = epoch_updates(stage)
+            return amount * each if each is not None else None
+        case ("env_steps", amount):
+            replay = getattr(stage.shape, "replay", None)
+            frames = replay.batch * replay.length if replay is not None else 0
+            return amount * replay.train_ratio / frames if replay is not None else None
+    return None
 
 
 def longer(stage: Stage, one: object, other: object) -> bool:
@@ -119,3 +125,57 @@ def longer(stage: Stage, one: object, other: object) -> bool:
         return a[1] > b[1]
     left, right = in_updates(stage, a), in_updates(stage, b)
     return left is not None and right is not None and left > right
+
+
+def never(stage: Stage) -> dict[str, str]:
+    """Events that never happen in a stage's environment, and why."""
+    env = stage.uses.get("env")
+    found = env.component.never if env is not None else None
+    return dict(found(env.params)) if env is not None and found is not None else {}
+
+
+def frames(stage: Stage) -> int | None:
+    """Frames of a whole episode: that of the reset, and one for each step."""
+    env = stage.uses.get("env")
+    limit = getattr(env.params, "time_limit", None) if env is not None else None
+    return limit + 1 if limit is not None else None
+
+
+def dynamics(stage: Stage) -> Use | None:
+    """How a stage's latent state moves, if it has one."""
+    return stage.maps.get("model", {}).get("dynamics")
+
+
+def has_boundaries(stage: Stage) -> bool:
+    """Whether a stage learns where segments begin."""
+    use = dynamics(stage)
+    return use is not None and "boundaries" in use.component.traits
+
+
+def measured(stage: Stage, at: Variant) -> Stage | None:
+    """The stage that an evaluation measures, if it is there and runs."""
+    name = getattr(stage.shape, "of", None)
+    return None if name in at.condition.skips else at.experiment.stages.get(str(name))
+
+
+def measures(stage: Stage, at: Variant) -> list[Stage]:
+    """The evaluations of a stage that run at a point of the sweep, of its boundaries."""
+    return [
+        other
+        for name, other in at.experiment.stages.items()
+        if name not in at.condition.skips
+        and getattr(other.shape, "of", None) == stage.name
+        and reads_boundaries(other)
+    ]
+
+
+def reads_boundaries(stage: Stage) -> bool:
+    """Whether a stage measures where segments begin."""
+    use = stage.uses.get("measure")
+    return use is not None and "reads_boundaries" in use.component.traits
+
+
+def events(stage: Stage) -> list[str]:
+    """What an evaluation holds boundaries against."""
+    use = stage.uses.get("measure")
+    return list(getattr(use.params, "events", ())) if use is not None else []

@@ -169,7 +169,7 @@ def slow_copy(net: Net) -> Net:
 
 
 @torch.no_grad()
-def polyak(slow: nn.Module, net: nn.Module, rate: float) -> None:
+def polyak(slow: nn.Module, net: nn.Module, rate: float = 0.02) -> None:
     """slow += rate (net - slow), for every parameter."""
     torch._foreach_lerp_(list(slow.parameters()), list(net.parameters()), rate)
 

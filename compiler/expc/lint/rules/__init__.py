@@ -6,4 +6,5 @@ import expc.lint.rules.output
 import expc.lint.rules.shape
 import expc.lint.rules.stages
 import expc.lint.rules.sweeps
-import expc.lint.rules.text  # noqa: F401
+import expc.lint.rules.text
+import expc.lint.rules.worlds  # noqa: F401

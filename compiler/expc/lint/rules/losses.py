@@ -159,7 +159,9 @@ class WeightZero(StageRule):
                 yield self.finding(
                     f"loss `{key}` has weight 0",
                     place.value,
-                    why=f"head `{_head_of(use)}` gets no gradient from it",
+                    why=f"head `{_head_of(use)}` gets no gradient from it"
+                    if "heads" in stage.maps
+                    else "nothing gets a gradient from it",
                     help="give it a weight, or leave the loss out; to compare, sweep the weight",
                 )
 

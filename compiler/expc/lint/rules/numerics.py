@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from expc.components.core import Use
-from expc.experiment import Stage
-from expc.findings import Finding
+from expc.experiment import Experiment, Stage
+from expc.findings import Finding, Span
 from expc.ir import ClassLogits
-from expc.lint.core import StageRule
+from expc.lint.core import StageRule, SweepRule
 from expc.lint.readings import (
     epoch_updates,
     gate_of,
@@ -18,8 +18,9 @@ from expc.lint.readings import (
     optimizers,
     span_of,
 )
+from expc.resolve import Document
 from expc.source import KeyPath
-from expc.sweep import Variant
+from expc.sweep import Axis, Space, Variant
 
 SMALLEST_HALF = 2.0**-24
 """The smallest number above 0 that half precision has (subnormal); half of it or less becomes 0."""
@@ -151,13 +152,18 @@ class SixteenWithoutClip(StageRule):
     code, name, severity = "XC403", "sixteen-without-clip", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        precision = getattr(stage.shape, "precision", None)
-        if precision == "16-mixed" and getattr(stage.shape, "clip", None) is None:
+        if getattr(stage.shape, "precision", None) != "16-mixed":
+            return
+        free = [use for use in optimizers(stage) if _clip(use, stage) is None]
+        if free:
+            several = "optim" in stage.maps
+            whose = f" for optimizer `{free[0].path[-1]}`" if several else ""
+            beside = f" to `optim.{free[0].path[-1]}`" if several else ""
             yield self.finding(
-                "`16-mixed` without `clip`",
+                f"`16-mixed` without `clip`{whose}",
                 at.experiment.value(*stage.path, "precision"),
                 why="float16 ends at 65,504; one large gradient is enough",
-                help="add `clip: 1.0`, or use `bf16-mixed`",
+                help=f"add `clip: 1.0`{beside}, or use `bf16-mixed`",
             )
 
 
@@ -268,11 +274,12 @@ def _normed(use: Use) -> bool:
     return "norm" in use.component.traits and bool(getattr(use.params, "norm", True))
 
 
-class DeadKnob(StageRule):
+class DeadKnob(SweepRule):
     """A value is set, and what it belongs to is off.
 
     A knob that turns nothing is worse than none: a sweep over it compares equal runs, and a paper reports it as a
-    choice. One world model had five of them (`max_seg_len`, `temp`, `imag_boundary` and two more).
+    choice. One world model had five of them (`max_seg_len`, `temp`, `imag_boundary` and two more). A value is told only
+    where it does nothing in every condition that has it.
 
     ## Bad
     ```yaml
@@ -287,39 +294,76 @@ class DeadKnob(StageRule):
 
     code, name = "XC407", "dead-knob"
 
-    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        for path, off in _dead(stage, at):
-            place = at.experiment.where(*path)
-            if at.experiment.is_written(path) and place.origin != "sweep":
-                yield self.finding(
-                    f"`{path[-1]}` does nothing here: {off}",
-                    place.key,
-                    why="it reads like a choice, and the run is the same without it",
-                    help=f"leave `{path[-1]}` out, or turn on what it belongs to",
-                )
+    def check(self, document: Document, experiment: Experiment, space: Space) -> Iterator[Finding]:
+        written = [(at, _written(at, space.loops)) for at in space.variants]
+        for at, knobs in written:
+            for knob, off in knobs.items():
+                if off and all(other.get(knob, off) for _, other in written):
+                    yield self._told(*knob, at, off)
+
+    def _told(self, path: KeyPath, span: Span, at: Variant, off: str) -> Finding:
+        condition = at.condition.name if _is_of(at, span) else ""
+        where = f"in condition `{condition}`" if condition else "here"
+        return self.finding(
+            f"`{path[-1]}` does nothing {where}: {off}",
+            span,
+            why="it reads like a choice, and the run is the same without it",
+            help=f"leave `{path[-1]}` out, or turn on what it belongs to",
+        )
 
 
-def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str]]:
-    """Paths that are without effect, if somebody wrote them, and what is off."""
+def _is_of(at: Variant, span: Span) -> bool:
+    """Whether the condition of a variant wrote something there."""
+    return any(override.span == span for override in at.condition.overrides)
+
+
+def _written(at: Variant, loops: Sequence[Axis]) -> dict[tuple[KeyPath, Span], str]:
+    """What the spec or a condition sets in the stages that run, and what turns it off; "" where nothing does.
+
+    The axes of a sweep are left out, and so is what one of them may turn on.
+    """
+    experiment, off = at.experiment, {}
+    for name, stage in experiment.stages.items():
+        if name not in at.condition.skips:
+            off |= {path: (says, by) for path, says, by in _dead(stage, at)}
+    found = {}
+    for path, place in experiment.tree.where.items():
+        swept = place.origin == "sweep" and not _is_of(at, place.key)
+        if place.origin == "default" or swept or path[1:2] and path[1] in at.condition.skips:
+            continue
+        says, by = off.get(path, ("", ()))
+        turned = bool(by) and any(axis.meets(experiment, [by]) for axis in loops)
+        found[path, place.key] = "" if turned else says
+    return found
+
+
+def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str, KeyPath]]:
+    """Paths that are without effect, if somebody wrote them, what is off, and the path that turns it on."""
     until = gate_of(stage)
+    gate = (*stage.path, "until", "metric")
     if until is not None and not until.metric:
         for key in ("patience", "otherwise", "on", "mode"):
-            yield (*stage.path, "until", key), "`until` has no metric"
+            yield (*stage.path, "until", key), "`until` has no metric", gate
+    for use in stage.every_use():
+        off = use.component.off(use.params) if use.component.off is not None else {}
+        for key, by in off.items():
+            yield (*use.path, key), f"`{by}` is {use.param(by)}", (*use.path, by)
     data = stage.uses.get("data")
     if data is not None:
         if not data.slot.split.val and not data.slot.split.test:
-            yield (*data.path, "split", "seed"), "no rows are held out"
+            yield (*data.path, "split", "seed"), "no rows are held out", (*data.path, "split")
         first = next(iter(stage.maps.get("model", {}).values()), None)
         for name in data.slot.inputs if first is not None else ():
             taken = first.component.inputs + first.component.optional if first is not None else ()
             if first is not None and taken and name not in taken:
                 part = first.path[-1]
-                yield (*data.path, "inputs", name), f"model part `{part}` takes no `{name}`"
+                says = f"model part `{part}` takes no `{name}`"
+                yield (*data.path, "inputs", name), says, first.path
     for optim in optimizers(stage):
         if not getattr(optim.params, "weight_decay", 0):
-            yield (*optim.path, "decay"), "weight decay is 0"
+            yield (*optim.path, "decay"), "weight decay is 0", (*optim.path, "weight_decay")
     program = at.programs.get(stage.name)
     for edge in metrics(program) if program is not None else ():
         if edge.reads is ClassLogits:
-            yield (*edge.op.path, "threshold"), "the class with the most votes is the answer"
-            yield (*edge.op.path, "reads"), "the class with the most votes is the answer"
+            for key in ("threshold", "reads"):
+                yield (*edge.op.path, key), "the class with the most votes is the answer", ()

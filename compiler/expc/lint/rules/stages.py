@@ -82,8 +82,8 @@ class UnloggedMonitor(StageRule):
         for label, key in getattr(stage.shape, "monitor", {}).items():
             split, _, watched = key.rpartition("/")
             unsplit = bool(split) and split not in {"train", "val", "test", *logged}
-            untrained = split == "train" and watched not in logged["train"]
-            if watched not in known or unsplit or untrained:
+            elsewhere = split in logged and watched not in logged[split]
+            if watched not in known or unsplit or elsewhere:
                 yield self._told(stage, at, ("monitor", label), key, known)
         metric = getattr(getattr(stage.shape, "until", None), "metric", None)
         if metric and metric.rpartition("/")[2] not in known:
@@ -500,7 +500,8 @@ class MonitorNeeded(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         losses = stage.maps.get("loss", {})
-        if len(losses) > 1 and not getattr(stage.shape, "monitor", True):
+        heads = stage.maps.get("heads")  # losses of one model of the world are no rivals
+        if heads and len(losses) > 1 and not getattr(stage.shape, "monitor", True):
             watch = ", ".join(f"{key}: val/{key}" for key in losses)
             yield self.finding(
                 f"{len(losses)} losses are trained, and no `monitor` says whose best is kept",

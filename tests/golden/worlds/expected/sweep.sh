@@ -18,23 +18,23 @@ runs() {
   local lr seed
   for lr in 0.001 0.0003; do
     for seed in "${seeds[@]}"; do
-      run "rssm,lr=${lr}" "$seed"
-      stage train train_rssm_twohot_symlog.py -- --world-lr "$lr" --seed "$seed"
-      skip boundaries 'condition rssm skips it'
-    done
-  done
-  for lr in 0.001 0.0003; do
-    for seed in "${seeds[@]}"; do
-      run "vta,lr=${lr}" "$seed"
-      stage train train_vta_twohot_symlog.py -- --world-lr "$lr" --seed "$seed"
+      run "judged,lr=${lr}" "$seed"
+      stage train train_vta_kl_rate.py -- --world-lr "$lr" --seed "$seed"
       stage boundaries boundaries.py --after train -- --seed "$seed"
     done
   done
   for lr in 0.001 0.0003; do
     for seed in "${seeds[@]}"; do
-      run "vta_rate,lr=${lr}" "$seed"
-      stage train train_vta_mse.py -- --world-lr "$lr" --seed "$seed"
+      run "straight,lr=${lr}" "$seed"
+      stage train train_vta.py -- --world-lr "$lr" --seed "$seed"
       stage boundaries boundaries.py --after train -- --seed "$seed"
+    done
+  done
+  for lr in 0.001 0.0003; do
+    for seed in "${seeds[@]}"; do
+      run "plain,lr=${lr}" "$seed"
+      stage train train_rssm.py -- --world-lr "$lr" --seed "$seed"
+      skip boundaries 'condition plain skips it'
     done
   done
 }
