@@ -391,6 +391,22 @@ def test_filtering_with_sure_detectors_is_observing_the_chunk(logit: tuple[float
             torch.testing.assert_close(value, post[name][:, t])
 
 
+def test_filtering_a_first_frame_starts_anew_without_an_action() -> None:
+    vta = small().double()
+    same_noise(vta)
+    embed, action, is_first = chunk(torch.float64)
+    post, _ = vta.observe(embed, action, is_first)
+    state = {name: value[:, 5] for name, value in post.items()}
+    first = torch.tensor([True, False, True])
+    filtered = vta.filter(state, embed[:, 6], action[:, 6], first)
+    anew = vta.filter(vta.initial(BATCH), embed[:, 6], torch.zeros_like(action[:, 6]), first)
+    going_on = vta.filter(state, embed[:, 6], action[:, 6], torch.zeros_like(first))
+    for name, value in filtered.items():
+        torch.testing.assert_close(value[first], anew[name][first])
+        torch.testing.assert_close(value[~first], going_on[name][~first])
+    assert not torch.allclose(filtered["boundary_raw"], going_on["boundary_raw"])
+
+
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [("none", [0] * 8), ("fixed", [0, 0, 1, 0, 1, 0, 1, 0]), ("prior", [1] * 8)],
