@@ -310,14 +310,19 @@ def strip(length: int, reads: Iterable[int], **events: Iterable[int]) -> picture
     found = Segments(
         read, 0.2 + 0.6 * read, read & False, zeros, read.cumsum(), zeros, zeros, 0.1, 0
     )
-    return pictures.Strip(
-        episode(length), found, {name: flags(at, length) for name, at in events.items()}
-    )
+    source = episode(length, rewarded=events.get("reward", ()))
+    return pictures.Strip(source, found, {name: flags(at, length) for name, at in events.items()})
 
 
-def test_the_window_has_most_boundaries_or_else_most_events() -> None:
+def test_the_window_has_most_boundaries_or_else_rewards_or_else_change() -> None:
     assert pictures.window(strip(50, [3, 30, 33]), 10) == slice(24, 34)
     assert pictures.window(strip(50, [], reward=[40]), 10) == slice(31, 41)
+    changing = strip(50, [])
+    changing.source.image[:] = 0
+    changing.source.image[20] = 255
+    assert pictures.window(changing, 10) == slice(12, 22)  # there and back
+    changing.source.image[:] = 0
+    assert pictures.window(changing, 10) == slice(0, 10)
     assert pictures.window(strip(6, [2]), 10) == slice(0, 6)
 
 

@@ -156,8 +156,8 @@ def test_a_finished_evaluation_leaves_figures_pictures_and_a_result(
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert line["reward.event_rate"] == result.metrics["reward.event_rate"]
     said = capsys.readouterr().out
-    assert "reward.event_rate 0.025" in said
-    assert "reward.auc_read_prob 0." in said and "(0.5)" in said
+    assert "reward: event_rate 0.025  event_at_boundary 0" in said
+    assert "(0.5)" in said  # the AUC of chance
     assert read_status(folder).state == "done"
 
 
@@ -316,7 +316,7 @@ def test_the_result_carries_the_verdict_and_a_no_is_no_failure(
     assert result.extra["reasons"] == {"none": "not there"}
     said = capsys.readouterr().out
     assert "not accepted: p is 0.02; < 0.01 is wanted" in said
-    assert "none null (not there)" in said
+    assert "lift 2.5  p 0.02  rate 0.1  none null" in said
 
 
 def test_a_bound_on_what_is_not_measured_is_a_bad_value(root: Path) -> None:

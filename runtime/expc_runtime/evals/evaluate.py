@@ -141,7 +141,7 @@ class _Evaluation:
 
     def _say(self, found: Measured, verdict: Mapping[str, Any], seconds: float) -> None:
         told = [f"measured in {seconds:.1f} s; in brackets: what chance reaches"]
-        told += [_line(name, found) for name in found.metrics]
+        told += _lines(found)
         told += [f"warning: {warning}" for warning in found.warnings]
         if verdict:
             told.append(verdict["accept"]["message"])
@@ -180,9 +180,12 @@ class _Evaluation:
         )
 
 
-def _line(name: str, found: Measured) -> str:
-    value = found.metrics[name]
-    if value is None:
-        return f"{name} null ({found.reasons.get(name, 'no reason given')})"
-    floor = f" ({found.floors[name]:.4g})" if name in found.floors else ""
-    return f"{name} {value:.4g}{floor}"
+def _lines(found: Measured) -> list[str]:
+    """The metrics, one line for those of one stem: ``reward: event_rate 0.02  lift 3.1 (1)``."""
+    groups: dict[str, list[str]] = {}
+    for name, value in found.metrics.items():
+        stem, _, figure = name.rpartition(".")
+        floor = f" ({found.floors[name]:.4g})" if name in found.floors else ""
+        text = f"{value:.4g}{floor}" if value is not None else "null"
+        groups.setdefault(stem, []).append(f"{figure} {text}")
+    return [(f"{stem}: " if stem else "") + "  ".join(parts) for stem, parts in groups.items()]

@@ -54,11 +54,9 @@ class Strip:
 
 
 def window(strip: Strip, length: int) -> slice:
-    """The ``length`` frames with most boundaries; without any, with most events; else most change."""
-    n = len(strip.found)
-    length = min(length, n)
-    events = np.any(list(strip.events.values()), axis=0) if strip.events else np.zeros(n)
-    for weight in (strip.found.read, events, frame_delta(strip.source.image)):
+    """The ``length`` frames with most boundaries; without any, most rewards; else most change."""
+    source, length = strip.source, min(length, len(strip.found))
+    for weight in (strip.found.read, source.reward != 0, frame_delta(source.image)):
         if np.any(weight):
             inside = np.convolve(np.asarray(weight, dtype=np.float64), np.ones(length), "valid")
             start = int(inside.argmax())
