@@ -274,12 +274,7 @@ class Training:
         module, now = self.module, time.monotonic()
         module.wake_at(now + PULSE)
         done, total = self._gone()
-        step, target = self._steps()
-        self.stage.beat(
-            step=step,
-            steps_target=target or round(step * total / max(done, 1e-9)),
-            epoch=module.epoch,
-        )
+        self._beat()
         self.progress.tick(done, total, f"epoch {module.epoch + 1}  update {module.updates}")
         if self.requests.stop:
             return True
@@ -287,6 +282,16 @@ class Training:
             self.requests.save = False
             self._save()
         return self._budget_gone()
+
+    def _beat(self, *, force: bool = False) -> None:
+        done, total = self._gone()
+        step, target = self._steps()
+        self.stage.beat(
+            step=step,
+            steps_target=target or round(step * total / max(done, 1e-9)),
+            epoch=self.module.epoch,
+            force=force,
+        )
 
     def _gone(self) -> tuple[float, float]:
         """How much of the budget is used, and how much there is, in seconds or updates."""
@@ -325,6 +330,8 @@ class Training:
         if whole:
             module.next_epoch()
         self.ended = gate_ends or self._budget_gone()
+        if self.ended:
+            self._beat(force=True)
         if self.ended or self.saves.due(module, epoch_ended=True):
             self._save()
         return self.ended

@@ -16,7 +16,7 @@ from expc_runtime.clocks import EnvSteps
 from expc_runtime.module import Module
 from expc_runtime.replay.draws import Draws, generator
 from expc_runtime.replay.environment import Environment
-from expc_runtime.replay.games import FIRST, LAST, NO_ACTION, TERMINAL, Games, Policy, frame_of
+from expc_runtime.replay.games import FIRST, LAST, NO_ACTION, TERMINAL, Games, frame_of
 
 __all__ = ["HELD_OUT", "Evaluate", "Evaluation"]
 
@@ -35,7 +35,7 @@ class Evaluate:
 
     every: EnvSteps
     episodes: int = 1
-    policy: Policy = "mode"
+    policy: str = "mode"
 
     def __post_init__(self) -> None:
         if self.episodes < 1:

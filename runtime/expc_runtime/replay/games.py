@@ -1,6 +1,6 @@
 """Environments being played: by the module, or at random."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ from expc_runtime.module import Module
 from expc_runtime.ports import Latent
 from expc_runtime.replay.environment import Environment
 
-__all__ = ["FIRST", "LAST", "NO_ACTION", "TERMINAL", "Games", "Policy", "frame_of"]
-
-Policy = Literal["mode", "sample"]
+__all__ = ["FIRST", "LAST", "NO_ACTION", "TERMINAL", "Games", "frame_of"]
 
 FIRST, LAST, TERMINAL = 1, 2, 4  # bits of a frame's flags
 NO_ACTION = 255  # what led to the first frame of an episode
@@ -33,7 +31,7 @@ class Games:
         self._action = torch.zeros_like(env.is_first, dtype=torch.int64)  # led to this frame
         self._latent: Latent | None = None  # of the frame before; None until the module acts
 
-    def choose(self, module: Module, v: Tensor, policy: Policy = "sample") -> Tensor:
+    def choose(self, module: Module, v: Tensor, policy: str = "sample") -> Tensor:
         """The module's next actions, (B,) int64; ``v`` (B,) in [0, 1) picks those of ``sample``."""
         env = self.env
         if self._latent is None:
