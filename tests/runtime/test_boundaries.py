@@ -293,7 +293,7 @@ def test_the_shortest_episodes_are_measured(tmp_path: Path, length: int) -> None
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"events": ()}, {"events": ("reward", "reward")}, {"percentile": 100}, {"permutations": 0},
+    [{"events": ()}, {"events": ("reward", "reward")}, {"pictures": ("grids",)}, {"percentile": 100}, {"permutations": 0},
      {"episodes": 0}, {"length": 1}],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(wrong: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ eval mode, in 32 bits, and sees each episode whole; boundaries are the posterior
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,7 @@ from expc_runtime.state import write_json
 
 __all__ = ["BoundaryAlignment", "alignment"]
 
-Event = Literal["reward", "pad_enter", "pad_leave", "respawn", "frame_delta", "reward_or_delta"]
-Picture = Literal["grid", "internal", "fired"]
-
+PICTURES = ("grid", "internal", "fired")
 REPORT = "boundary_eval.json"
 ALPHA = 0.05  # of all tests together
 _TOO_MANY = 0.9  # READ more often than this is no segmentation
@@ -58,16 +56,20 @@ class BoundaryAlignment:
     Raises ValueError for what cannot be measured.
     """
 
-    events: Sequence[Event] = ("pad_enter", "frame_delta", "reward")
+    events: Sequence[str] = ("pad_enter", "frame_delta", "reward")
     percentile: float = 90.0
     permutations: int = 1000
     episodes: int = 4
-    pictures: Sequence[Picture] = ("grid", "internal", "fired")
+    pictures: Sequence[str] = PICTURES
     length: int = 20
 
     def __post_init__(self) -> None:
         if not self.events or len(set(self.events)) != len(self.events):
             raise ValueError(f"events {', '.join(self.events)}: one at least, and each once")
+        if not set(self.pictures) <= set(PICTURES):
+            raise ValueError(
+                f"pictures {', '.join(self.pictures)}: there are {', '.join(PICTURES)}"
+            )
         if not 0 < self.percentile < 100:
             raise ValueError(f"percentile={self.percentile} is not between 0 and 100")
         for name, least in (("permutations", 1), ("episodes", 1), ("length", 2)):
@@ -190,10 +192,8 @@ class _Episode:
 
     @classmethod
     def of(cls, source: Episode, found: Segments, asked: BoundaryAlignment) -> "_Episode":
-        flags: dict[str, Flags] = {
-            name: event(source, name, asked.percentile) for name in asked.events
-        }
-        aligned: dict[str, Alignment] = {
+        flags = {name: event(source, name, asked.percentile) for name in asked.events}
+        aligned = {
             name: alignment(found.read, events, found.read_prob, asked.permutations)
             for name, events in flags.items()
         }
