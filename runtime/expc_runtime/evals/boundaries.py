@@ -60,7 +60,7 @@ class BoundaryAlignment:
     percentile: float = 90.0
     permutations: int = 1000
     episodes: int = 4
-    pictures: Sequence[str] = PICTURES
+    pictures: Sequence[str] = ("grid", "internal", "fired")
     length: int = 20
 
     def __post_init__(self) -> None:
