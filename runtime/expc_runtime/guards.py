@@ -83,7 +83,9 @@ def _rerun(module: "Module", batch: "Batch", half: bool = True) -> str | None:
     """What is first not finite when the batch is run again; None if all of it is finite."""
     trail = _Trail()
     totals: list[tuple[str, Tensor]] = []
-    buffers = [(b, b.clone()) for b in module.buffers()]  # batch norm counts what it sees
+    # Batch norm counts what it sees; a slow copy follows at the end of an update.
+    moved = [*module.buffers(), *(p for p in module.parameters() if not p.requires_grad)]
+    before = [(value, value.clone()) for value in moved]
     try:
         with (
             module.eager(),
@@ -97,8 +99,8 @@ def _rerun(module: "Module", batch: "Batch", half: bool = True) -> str | None:
             trail.backward = _gradients(module, trail, totals)
     finally:
         with torch.no_grad():
-            for buffer, was in buffers:
-                buffer.copy_(was)
+            for value, was in before:
+                value.copy_(was)
     return trail.forward or trail.backward
 
 

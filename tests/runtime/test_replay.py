@@ -39,6 +39,7 @@ from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.ports import Latent
 from expc_runtime.replay import Evaluate, Replay
+from expc_runtime.replay import log as log_module
 from expc_runtime.replay.draws import Draws
 from expc_runtime.replay.episodes import Episodes
 from expc_runtime.replay.games import FIRST
@@ -303,11 +304,11 @@ def replay(cfg: Config, **how: Any) -> Replay:
 
 
 def attached(
-    tmp_path: Path, cfg: Config, build: Callable[[Any], Module] = Small, **how: Any
-) -> tuple[Replay, Module]:
+    tmp_path: Path, cfg: Config, build: Callable[[Any], Small] = Small, **how: Any
+) -> tuple[Replay, Small]:
     """A replay outside `fit`, with its module."""
     torch.manual_seed(cfg.seed)
-    module = Small(cfg) if build is None else build(cfg)
+    module = build(cfg)
     module.start("32", total_updates=None, updates_per_epoch=1)
     made = replay(cfg, **how)
     made.setup(CPU, cfg.seed)
@@ -672,7 +673,10 @@ def assert_goes_on(
 
 
 @pytest.mark.parametrize("capacity", [1000, 50])
-def test_a_killed_run_goes_on_bit_for_bit_and_logs_nothing_twice(root: Path, capacity: int) -> None:
+def test_a_killed_run_goes_on_bit_for_bit_and_logs_nothing_twice(
+    root: Path, capacity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "SEGMENT", 16)  # eight rows
     whole = Config(out="runs/whole/x/play", capacity=capacity)
     broken = replace(whole, out="runs/broken/x/play")
     how: dict[str, Any] = {"checkpoint": Checkpoint(every=Epochs(1))}
@@ -683,7 +687,11 @@ def test_a_killed_run_goes_on_bit_for_bit_and_logs_nothing_twice(root: Path, cap
     assert in_child(lambda: train(root, broken, **how)) == 0
     assert_goes_on(root, root, whole, broken)
     assert lines(root, "train", whole) == lines(root, "train", broken)
-    assert final(root, whole)["feed"]["episodes"]["held"][:, 2].sum() <= max(capacity, 130)
+    kept = final(root, broken)["feed"]
+    assert kept["episodes"]["held"][:, 2].sum() == {1000: 130, 50: 39}[capacity]  # episodes of 13
+    segments = sorted(int(path.stem) for path in (root / broken.out / "replay").iterdir())
+    assert segments == list(range(segments[0], 65, 8))
+    assert (segments[0] > 0) is (capacity == 50)
 
 
 def test_a_world_model_goes_on_bit_for_bit(root: Path, world: ModuleType) -> None:
@@ -734,6 +742,28 @@ def test_a_nan_names_the_module_and_the_windows(
     assert "update 9 of optimizer `play`" in told
     assert "`memory` (Linear) gave" in told
     assert "its windows: 0: episode at row " in told and " from frame " in told
+    status = read_status(root / Config().out)
+    assert status is not None and status.label == "failed(diverged)"
+
+
+@pytest.mark.parametrize("part", ["decoder", "reward_head", "actor", "slow_critic"])
+def test_a_nan_in_any_phase_of_a_world_model_is_traced(
+    root: Path, world: ModuleType, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Poisoned(world.Train):  # type: ignore[misc, name-defined]
+        def update(self, batch: Batch) -> None:
+            if self.updates == 3:
+                layers = [m for m in self.get_submodule(part).modules() if isinstance(m, nn.Linear)]
+                layers[-1].register_forward_hook(lambda m, i, o: o / torch.zeros(()))
+            super().update(batch)
+
+    world.Train = Poisoned  # type: ignore[attr-defined]
+    assert world.main(world.Config(dynamics="rssm")) == 65
+    told = capsys.readouterr().out
+    optimizer = {"decoder": "world", "reward_head": "world", "actor": "actor"}.get(part, "critic")
+    assert f"update 3 of optimizer `{optimizer}`" in told
+    assert f"`{part}." in told and "(Linear) gave" in told
+    assert "its windows: 0: episode at row " in told
 
 
 def test_returns_and_lengths_are_logged_as_episodes_end(root: Path) -> None:

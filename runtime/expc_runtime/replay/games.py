@@ -30,6 +30,7 @@ class Games:
         self.env = env
         self._action = torch.zeros_like(env.is_first, dtype=torch.int64)  # led to this frame
         self._latent: Latent | None = None  # of the frame before; None until the module acts
+        self._cells: Tensor | None = None  # of this frame
 
     def choose(self, module: Module, v: Tensor, policy: str = "sample") -> Tensor:
         """The module's next actions, (B,) int64; ``v`` (B,) in [0, 1) picks those of ``sample``."""
@@ -38,7 +39,7 @@ class Games:
             self._latent = module.initial(env.batch)
         taken = F.one_hot(self._action, env.actions).float() * ~env.is_first[:, None]
         with torch.no_grad(), module.autocast:
-            image = env.paint_unit(env.cells)
+            image = env.paint_unit(self.cells)
             probs, self._latent = module.act(image, taken, env.is_first, self._latent)
         if policy == "mode":
             return probs.argmax(-1)
@@ -51,8 +52,15 @@ class Games:
 
     def advance(self, action: Tensor, u: Tensor) -> Tensor:
         """One step of all; the reward (B,)."""
-        self._action = action
+        self._action, self._cells = action, None
         return self.env.advance(action, u)
+
+    @property
+    def cells(self) -> Tensor:
+        """The current frames, unpainted; made once."""
+        if self._cells is None:
+            self._cells = self.env.cells
+        return self._cells
 
     def record(self, reward: Tensor) -> Tensor:
         """The current frames as bytes, (B, bytes of one frame) uint8."""
@@ -60,7 +68,7 @@ class Games:
         action = self._action.masked_fill(env.is_first, NO_ACTION)
         flags = FIRST * env.is_first + LAST * env.is_last + TERMINAL * env.is_terminal
         few = torch.stack([action, flags], 1).to(torch.uint8)
-        return torch.cat([env.cells.flatten(1), few, reward[:, None].view(torch.uint8)], 1)
+        return torch.cat([self.cells.flatten(1), few, reward[:, None].view(torch.uint8)], 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -71,6 +79,7 @@ class Games:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.env.load_state_dict(state["env"])
+        self._cells = None
         device = self.env.is_first.device
         self._action = state["action"].to(device)
         self._latent = {k: v.to(device) for k, v in state["latent"].items()} or None
