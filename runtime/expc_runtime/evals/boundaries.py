@@ -178,7 +178,8 @@ class BoundaryAlignment:
             )
         without = sum(not rate for rate in rates)
         if without:
-            yield f"{name} never happens\nin {without} of {len(episodes)} episodes"
+            never = "never happens" if without == len(episodes) else "is not in every episode"
+            yield f"{name} {never}\n{without} of {len(episodes)} are without it"
 
 
 @dataclass(frozen=True)
