@@ -260,6 +260,10 @@ def _odd(found: Segments, dynamics: Any) -> Iterator[tuple[str, str]]:
         yield "boundaries are as many, or as far apart, as max_seg_len makes them", f"{k}, {limit}"
     elif gaps.size > 1 and limit != gaps[0] != 1 and (gaps == gaps[0]).all():
         yield "boundaries are periodic", f"every {gaps[0]} frames"
+    in_runs = int((gaps == 1).sum())
+    if in_runs > k / 2 and k <= _TOO_MANY * n:
+        # A permutation spreads them, so what a run meets by chance looks like more than chance.
+        yield "boundaries come in runs, which makes the p-values too small", f"{in_runs} of {k}"
     if dynamics.force_scale > 0 and k == number:
         yield "boundaries end at max_seg_num", f"the last at frame {np.flatnonzero(found.read)[-1]}"
     if found.sanitised:
