@@ -41,6 +41,8 @@ _PRELOAD = (
     "numpy",
     "rich.console",
     "expc_runtime.fit",
+    "expc_runtime.data.feed",
+    "expc_runtime.replay",
 )
 
 

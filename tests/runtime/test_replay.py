@@ -39,9 +39,11 @@ from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.ports import Latent
 from expc_runtime.replay import Evaluate, Replay
+from expc_runtime.replay import feed as feed_module
 from expc_runtime.replay import log as log_module
 from expc_runtime.replay.draws import Draws
 from expc_runtime.replay.episodes import Episodes
+from expc_runtime.replay.feed import Landing
 from expc_runtime.replay.games import FIRST
 from expc_runtime.replay.schedule import Schedule
 from expc_runtime.state import read_result, read_status
@@ -692,6 +694,50 @@ def test_a_killed_run_goes_on_bit_for_bit_and_logs_nothing_twice(
     segments = sorted(int(path.stem) for path in (root / broken.out / "replay").iterdir())
     assert segments == list(range(segments[0], 65, 8))
     assert (segments[0] > 0) is (capacity == 50)
+
+
+def test_a_run_goes_on_from_the_generation_before_a_damaged_one(root: Path, unbroken: Path) -> None:
+    how: dict[str, Any] = {"checkpoint": Checkpoint(every=Updates(5))}
+    killed = in_child(lambda: train(root, build=hit_by(signal.SIGKILL, 27), **how))
+    assert killed == -signal.SIGKILL
+    newest = max((root / Config().out / "checkpoints").glob("last-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    before = final(root)["feed"]["log"]["rows"]
+    assert in_child(lambda: train(root, **how)) == 0
+    assert before < final(root)["feed"]["log"]["rows"] == 65
+    assert_goes_on(unbroken, root)
+
+
+class Late(Landing):
+    """As on a GPU: rows land four rows late, or when they are waited for."""
+
+    def __init__(self, device: Any) -> None:
+        super().__init__(device)
+        self.lag = 4
+        self._held: list[Any] = []
+
+    def push(self, frames: Tensor) -> list[Any]:
+        self._held.append(frames.numpy())
+        landed, self._held = self._held[: -self.lag], self._held[-self.lag :]
+        return landed
+
+    def drained(self) -> list[Any]:
+        landed, self._held = self._held, []
+        return landed
+
+
+def test_rows_that_land_late_change_nothing_about_going_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "Landing", Late)
+    made, _ = attached(root, Config())
+    for update, _batch in updates(made, Config()):
+        assert made._origins[-1][1].row.max() < made._plan.rows_before(update) - 4
+    whole, broken = Config(out="runs/whole/x/play"), Config(out="runs/broken/x/play")
+    assert in_child(lambda: train(root, whole)) == 0
+    assert in_child(lambda: train(root, broken, hit_by(signal.SIGTERM, 9))) == 75
+    assert in_child(lambda: train(root, broken)) == 0
+    assert_goes_on(root, root, whole, broken)
 
 
 def test_a_world_model_goes_on_bit_for_bit(root: Path, world: ModuleType) -> None:
