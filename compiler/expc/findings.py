@@ -68,6 +68,11 @@ def suggest(word: str, choices: Iterable[str]) -> str:
     return f"did you mean `{near[0]}`?" if near else ""
 
 
+def an(word: str) -> str:
+    """A word with its article."""
+    return f"{'an' if word[:1] in 'aeiou' else 'a'} {word}"
+
+
 def listed(names: Iterable[str], limit: int = 12) -> str:
     """Names for a message: `a`, `b`, `c`, and how many more there are."""
     every = list(names)

@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from expc import components
-from expc.components.core import Family, Params, Use
+from expc.components.core import WORDS, Family, Params, Use
 from expc.components.own import own_component
 from expc.experiment import Experiment, Stage
-from expc.findings import Edit, Finding, Note, Span, SpecError, listed, suggest
+from expc.findings import Edit, Finding, Note, Span, SpecError, an, listed, suggest
 from expc.kinds import KINDS
 from expc.kinds.names import TAKEN
-from expc.shape import missing_key, nested, retell, unknown_key
+from expc.shape import missing_key, nested, not_brought, retell, unknown_key
 from expc.source import KeyPath, Source, read
 from expc.spec import Header, Shape, Slot
 from expc.tree import Tree, Where, extend, from_source
@@ -202,7 +202,7 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
     try:
         shape = kind.shape.model_validate(raw)
     except ValidationError as error:
-        findings += retell(error, tree, path, f"a {kind.name} stage", _owners(kind.shape))
+        findings += retell(error, tree, path, f"{an(kind.name)} stage", _owners(kind.shape))
     uses: dict[str, Use] = {}
     maps: dict[str, dict[str, Use]] = {}
     for key, slot in slots.items():
@@ -214,7 +214,15 @@ def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | Non
         if slot.is_map:
             maps[key] = {}
             for entry in raw[key]:
+                if slot.named and not slot.takes(entry):
+                    continue  # told
                 findings += _checked_name(entry, tree, (*path, key, entry))
+                written = raw[key][entry]
+                if slot.brought and isinstance(written, dict) and set(written) <= set(slot.keys):
+                    place = tree.at((*path, key, entry)).key
+                    parts = [each for many in maps.values() for each in many.values()]
+                    findings.append(not_brought(entry, place, parts))
+                    continue
                 use, more = _use(tree, (*path, key, entry), slot, document.root)
                 findings += more
                 if use is not None:
@@ -244,22 +252,40 @@ def _named_entries(
         if not slot.named or not isinstance(raw, dict):
             continue
         known = [each.name for each in slot.named]
-        findings += [
-            unknown_key(entry, tree, (*path, key), f"`{key}`", known)
-            for entry in raw
-            if entry not in known
-        ]
+        if isinstance(raw.get("use"), str) and len({each.family for each in slot.named}) == 1:
+            findings.append(_one_for_several(tree, (*path, key), known))
+            tree = tree.replaced((*path, key), {name: {"use": raw["use"]} for name in known})
+            continue
+        strange = [entry for entry in raw if entry not in known]
+        findings += [unknown_key(each, tree, (*path, key), f"`{key}`", known) for each in strange]
+        meant = {each.fix[0].text for each in findings if each.fix}
         for each in slot.named:
-            if each.name in raw:
+            if each.name in raw or each.name in meant:
                 continue
             if not each.default:
-                about = f"a {each.family}: {listed(components.names(each.family))}"
+                about = f"{_family(each.family)}: {listed(components.names(each.family))}"
                 findings.append(missing_key(each.name, tree, (*path, key), f"`{key}`", about))
                 continue
             tree = tree.override(
                 (*path, key, each.name), {"use": each.default}, _default(tree, (*path, key))
             )
     return tree, findings
+
+
+def _one_for_several(tree: Tree, path: KeyPath, names: list[str]) -> Finding:
+    """One component where each entry has its own."""
+    use = tree.get((*path, "use"))
+    return Finding(
+        "XC103",
+        f"`{path[-1]}` takes one for each of {listed(names)}, not one for all",
+        tree.at((*path, "use")).key,
+        help=f"write `{path[-1]}: {{{', '.join(f'{name}: {{use: {use}}}' for name in names)}}}`",
+    )
+
+
+def _family(family: Family) -> str:
+    """A family in a message, with its article."""
+    return an(WORDS.get(family, family))
 
 
 def _with_terms(tree: Tree, path: KeyPath, maps: Mapping[str, Mapping[str, Use]]) -> Tree:
@@ -329,7 +355,7 @@ def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None,
         if isinstance(raw, dict) and "use" in raw:
             place = tree.at((*path, "use")).value
             return None, [Finding("XC103", "`use` takes the name of a component", place)]
-        return None, [missing_key("use", tree, path, owner, f"a {family}: {_some(family)}")]
+        return None, [missing_key("use", tree, path, owner, f"{_family(family)}: {_some(family)}")]
     name = raw["use"]
     if ":" in name:
         component, problem = own_component(family, name, root, tree.at((*path, "use")).value)
@@ -392,12 +418,12 @@ def _unknown_component(name: str, tree: Tree, path: KeyPath, wanted: Family) -> 
     elsewhere = [family for family in components.FAMILIES if components.lookup(family, name)]
     notes: tuple[Note, ...] = ()
     if elsewhere:
-        notes = (Note(place, f"`{name}` is a {elsewhere[0]}, not a {wanted}"),)
+        notes = (Note(place, f"`{name}` is {_family(elsewhere[0])}, not {_family(wanted)}"),)
     choices = f"{_some(wanted)}, or your own as `package.module:Name`"
     fix = (Edit(place, hint.split("`")[1]),) if hint else ()
     return Finding(
         "XC104",
-        f"there is no {wanted} `{name}`",
+        f"there is no {WORDS.get(wanted, wanted)} `{name}`",
         place,
         help=f"{hint} ({choices})" if hint else choices,
         notes=notes,

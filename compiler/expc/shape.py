@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from expc import components
-from expc.findings import Edit, Finding, listed, suggest
+from expc.components.core import Use
+from expc.findings import Edit, Finding, Span, listed, suggest
 from expc.source import KeyPath
 from expc.tree import Tree
 
@@ -36,6 +37,7 @@ def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[s
     place = tree.at((*path, key)).key
     hint = suggest(key, choices)
     takes = f"{owner} takes {listed(choices)}" if choices else f"{owner} takes no keys"
+    takes = f"{_ELSEWHERE[key]}; {takes}" if key in _ELSEWHERE else takes
     fix = (Edit(place, hint.split("`")[1]),) if hint else ()
     return Finding(
         "XC101",
@@ -43,6 +45,33 @@ def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[s
         place,
         help=f"{hint} ({takes})" if hint else takes,
         fix=fix,
+    )
+
+
+_ELSEWHERE = {
+    "env_steps": "only a stage with an environment counts its steps",
+    "epochs": "only a stage with data counts passes over it",
+}
+"""Clocks that others have."""
+
+
+def not_brought(key: str, place: Span, uses: Iterable[Use]) -> Finding:
+    """A loss without `use`, or a dynamics' own, that no component of the stage brings."""
+    every = [use for use in uses if use.component.terms is not None]
+    terms = [key for use in every for key in use.component.terms(use.params)]  # type: ignore[misc]
+    could = next((use for use in every if key in use.component.terms_of), None)
+    if could is not None:
+        help = f"set `{key}` of `{could.name}`, and the term is there"
+    else:
+        hint = suggest(key, terms)
+        known = f"terms that come without `use:` are {listed(terms)}"
+        help = f"{hint} ({known})" if hint else f"say which loss it is with `use:`; {known}"
+    return Finding(
+        "XC102",
+        f"nothing brings a loss `{key}`",
+        place,
+        why=f"`{could.name}` has it only where its `{key}` is set" if could is not None else "",
+        help=help,
     )
 
 
@@ -70,7 +99,7 @@ def _finding(
     key = str(loc[-1]) if loc else ""
     model = _model_at(fields, loc)
     names = list(model.model_fields) if model is not None else []
-    inner = owner if len(loc) < 2 else f"`{loc[-2]}`"
+    inner = owner if len(loc) < 2 else _entry(loc[:-1])
     match detail["type"]:
         case "extra_forbidden":
             choices = list(fields) if len(loc) == 1 else names
@@ -79,12 +108,12 @@ def _finding(
             about = _about(fields, model, loc)
             return missing_key(key, tree, here[:-1], inner, about)
         case _:
-            name = _last_name(loc) or owner
+            name = _entry(loc) if loc else owner
             said = ("value_error", "too_short")
             given = "" if detail["type"] in said else f", not {_shown(detail['input'])}"
             return Finding(
                 "XC103",
-                f"`{name}` {_expected(detail)}{given}",
+                f"{name} {_expected(detail)}{given}",
                 tree.at(_existing(tree, here)).value,
                 help=_help(detail, fields, loc),
             )
@@ -96,9 +125,10 @@ def _existing(tree: Tree, path: KeyPath) -> KeyPath:
     return path
 
 
-def _last_name(loc: tuple[int | str, ...]) -> str:
-    names = [part for part in loc if isinstance(part, str)]
-    return names[-1] if names else ""
+def _entry(loc: tuple[int | str, ...]) -> str:
+    """The key that a location ends at, or the list it is an entry of."""
+    name = next((part for part in reversed(loc) if isinstance(part, str)), "")
+    return f"an entry of `{name}`" if isinstance(loc[-1], int) else f"`{name}`"
 
 
 def _model_at(
@@ -202,10 +232,16 @@ def _help(
     if detail["type"] == "dict_type" and isinstance(value, str) and _is_component(value):
         return f"write `{{use: {value}}}`"
     if detail["type"] == "list_type" and isinstance(value, int | float | str):
-        return f"write `[{value}]`"
+        return f"write `[{_quoted(value)}]`"
     model = _model_at(fields, loc)
     about = _about(fields, model, loc) if loc else ""
     return about or "see `expc schema`"
+
+
+def _quoted(value: float | str) -> str:
+    """A scalar as YAML takes it: text that would read as a number keeps its quotes."""
+    numeric = isinstance(value, str) and value.replace(".", "", 1).isdigit()
+    return f"'{value}'" if numeric else str(value)
 
 
 def _is_component(name: str) -> bool:
@@ -224,7 +260,8 @@ def _shown(value: object) -> str:
         case dict():
             return "a map"
         case list():
-            return "a list" if len(value) > 4 else f"the list `{value}`"
+            nested = len(value) > 4 or any(isinstance(each, dict | list) for each in value)
+            return "a list" if nested else f"the list `{value}`"
         case _:
             return f"`{value}`"
 

@@ -50,6 +50,15 @@ class Slot:
         """Whether it holds several components."""
         return self.many or bool(self.named)
 
+    @property
+    def keys(self) -> list[str]:
+        """What the place itself adds to a component."""
+        return list(self.shape.model_fields) if self.shape is not None else []
+
+    def takes(self, entry: str) -> bool:
+        """Whether a map that lists its entries has one of this name."""
+        return any(each.name == entry for each in self.named)
+
     def family_of(self, entry: str) -> Family:
         """The family of one entry of a map."""
         return next((each.family for each in self.named if each.name == entry), self.family)

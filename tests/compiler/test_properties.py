@@ -420,7 +420,7 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif annotation is bool:
         yield from (True, False)
     elif annotation is str:
-        yield from ("loop", "even", "digit", "error", "other.npz", "first", "best", "heads.x")
+        yield from ("loop", "even", "digit", "error", "other.npz", "first", "best", "heads.x", "12")
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, info in annotation.model_fields.items():
             for value in alternatives(info.annotation):

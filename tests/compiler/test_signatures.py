@@ -166,7 +166,7 @@ def test_own_code_is_checked_like_any_component(project: Project) -> None:
         ("{use: 'lab:Net'}", "`lab:Net` needs `width`"),
         ("{use: 'lab:Net', width: 3, scael: 2}", "`scael` is not a key of `lab:Net`"),
         ("{use: 'lab:Net', width: 3.5}", "`width` takes a whole number, not `3.5`"),
-        ("{use: 'lab:Net', width: 3, names: [1]}", "`names` takes text, not `1`"),
+        ("{use: 'lab:Net', width: 3, names: [1]}", "an entry of `names` takes text, not `1`"),
         ("{use: 'lab:Ned', width: 3}", "`lab` defines no `Ned`"),
         ("{use: 'lib:Net', width: 3}", "there is no module `lib`"),
     ],

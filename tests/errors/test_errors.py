@@ -50,6 +50,35 @@ def linted(spec: Path) -> tuple[Finding, ...]:
     return report.findings
 
 
+SAID = {
+    "world_weight_without_rate": ("nothing brings a loss `rate`", "set `rate` of `vta`"),
+    "world_rate_by_name": ("nothing brings a loss `rate`", "set `rate` of `vta`"),
+    "world_weight_of_nothing": ("nothing brings a loss `msk`", "did you mean `mask`?"),
+    "world_one_optimizer": ("one for each of `world`, `actor`, `critic`", "actor: {use: adam}"),
+    "world_missing_optimizer": ("`optim` needs `actor`", "an optimizer: `adam`"),
+    "world_mistyped_part": ("`dynamcs` is not a key of `model`", "did you mean `dynamics`?"),
+    "world_loss_left_out": ("`loss` needs `cont`", "such as `{use: bce}`"),
+    "world_until_epochs": ("`epochs` is not a key of `until`", "`until` takes `env_steps`"),
+    "world_ends_in_prefill": ("all of them random", ""),
+    "world_target_not_a_list": ("`targets` takes a list", "write `['123']`"),
+    "world_target_out_of_reach": ("the pads of `three` are 1 to 3", ""),
+    "supervised_env_steps": ("`env_steps` is not a key", "only a stage with an environment"),
+    "evaluate_of_unknown": ("there is no stage `trian`", "did you mean `train`?"),
+    "evaluate_metric_mistyped": ("does not measure", "did you mean `boundary_ratio_eval`?"),
+    "evaluate_bound_misspelt": ("`under` is not a key of an entry of `all`", "`below`"),
+    "evaluate_event_mistyped": ("an entry of `events`", "did you mean `pad_enter`?"),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_is_said(name: str, project: Path) -> None:
+    """The message says what is wrong, and the help what to do."""
+    message, help = SAID[name]
+    (found,) = linted(Path(shutil.copy(HERE / f"{name}.yaml", project)))
+    assert message in found.message
+    assert help in found.help
+
+
 def test_there_are_enough_of_them() -> None:
     assert len(BROKEN) >= 40
 
@@ -142,6 +171,7 @@ SPECS = [
     {**DIGITS, "sweep": SWEEP},
     yaml.safe_load((ROOT / "specs" / "digits_as_feared.yaml").read_text()),
     yaml.safe_load((HERE / "stages_in_a_circle.yaml").read_text()),
+    yaml.safe_load((ROOT / "specs" / "pinpad_vta.yaml").read_text()),
 ]
 
 VALUES = st.one_of(

@@ -17,6 +17,10 @@ Family = Literal[
 ]  # fmt: skip
 
 
+WORDS: Mapping[str, str] = {"optim": "optimizer", "env": "environment", "layers": "layer type"}
+"""Families that have another name in a message."""
+
+
 class Params(BaseModel):
     """Parameters of a component. Strict: what a user wrote is never coerced in silence."""
 

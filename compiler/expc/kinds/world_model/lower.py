@@ -37,7 +37,7 @@ from expc.kinds import training
 from expc.kinds.builder import Builder
 from expc.kinds.names import class_name
 from expc.kinds.world_model.shape import OPTIMIZERS, RECONSTRUCTED, WorldModel, logged
-from expc.shape import missing_key, unknown_key
+from expc.shape import missing_key, not_brought, unknown_key
 
 _NETS = "expc_runtime.worlds.nets"
 _LEARN = "expc_runtime.worlds.behaviour"
@@ -94,14 +94,21 @@ def lower(stage: Stage, b: Builder) -> Program:
 
 def _misplaced(stage: Stage, b: Builder) -> Iterator[Finding]:
     """Losses of what no head tells, and heads without a loss."""
-    brought = [key for use in stage.maps["model"].values() for key in _terms(use)]
+    parts = stage.maps["model"].values()
+    brought = [key for use in parts for key in _terms(use)]
+    known = {key for use in parts for key in use.component.terms_of}
     for key in stage.maps["loss"]:
-        if key not in (*RECONSTRUCTED, *brought):
+        if key in (*RECONSTRUCTED, *brought):
+            continue
+        if key in known:
+            yield not_brought(key, b.experiment.key(*b.path("loss", key)), parts)
+        else:
             choices = [*RECONSTRUCTED, *brought]
             yield unknown_key(key, b.experiment.tree, b.path("loss"), "`loss`", choices)
-    for key in RECONSTRUCTED:
+    for key, usual in RECONSTRUCTED.items():
         if key not in stage.maps["loss"]:
-            yield missing_key(key, b.experiment.tree, b.path("loss"), "`loss`", "a loss")
+            about = f"a loss, such as `{{use: {usual}}}`"
+            yield missing_key(key, b.experiment.tree, b.path("loss"), "`loss`", about)
 
 
 def _terms(use: Use) -> list[str]:
@@ -237,17 +244,18 @@ def _actor(stage: Stage, b: Builder, post: Value) -> tuple[Phase, tuple[Value, .
     b.enter("actor")
     use = stage.uses["behaviour"]
     keys = b.keys(use.path)
-    flows = _flows(b, keys)
+    straight = b.static(*keys, "gradient") == "dynamics"
+    flows = straight or b.static(*keys, "entropy_through") == "dynamics"
     span = b.experiment.key(*use.path)
     trajectory = b.value("trajectory", Trajectory, span, grad=flows)
     nets = (Name("self.dynamics"), Name("self.actor"))
     b.emit("call", (trajectory,), f"{_LEARN}:imagine", (*nets, post), use.path,
            kwargs=_given(b, use, "horizon"), grad=flows)  # fmt: skip
     names = ("returns", "weights", "baseline")
-    judged = tuple(b.value(name, Real, span, grad=flows) for name in names)
+    judged = tuple(b.value(name, Real, span, grad=straight) for name in names)
     judges = (Name("self.reward_head"), Name("self.cont_head"), Name("self.critic"))
     b.emit("call", judged, f"{_LEARN}:lambda_return", (trajectory, *judges), use.path,
-           kwargs=_given(b, use, "discount", "decay"), grad=flows)  # fmt: skip
+           kwargs=_given(b, use, "discount", "decay"), grad=straight)  # fmt: skip
     scale = _call(b, "scale", Scalar, "self.return_range", judged[:1], use.path)
     terms = {key: b.value(f"{key}_loss", Scalar, span) for key in ("policy", "entropy")}
     gradient = str(b.static(*keys, "gradient"))
@@ -262,12 +270,6 @@ def _actor(stage: Stage, b: Builder, post: Value) -> tuple[Phase, tuple[Value, .
     weights = (None, entropy if isinstance(entropy, Flag) else float(str(entropy)))
     _step(b, "actor", terms, weights, use.path, also={"return_range": scale})
     return Phase("actor", b.take(), "actor"), (trajectory, *judged[:2])
-
-
-def _flows(b: Builder, keys: tuple[str | int, ...]) -> bool:
-    """Whether anything of the actor's loss reaches back through imagined states."""
-    through = b.static(*keys, "entropy_through") == "dynamics"
-    return through or b.static(*keys, "gradient") == "dynamics"
 
 
 def _critic(stage: Stage, b: Builder, imagined: tuple[Value, ...]) -> Phase:

@@ -24,8 +24,8 @@ PARTS = (
     Named("critic", "layers", default="dense"),
 )
 OPTIMIZERS = ("world", "actor", "critic")
-RECONSTRUCTED = ("image", "reward", "cont")
-"""What heads tell of a state; each has a loss of its name."""
+RECONSTRUCTED = {"image": "mse_sum", "reward": "twohot_symlog", "cont": "bce"}
+"""What heads tell of a state; each has a loss of its name, and this is the usual one."""
 
 
 class WorldOptimSlot(OptimSlot):

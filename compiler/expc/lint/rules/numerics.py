@@ -322,14 +322,15 @@ def _written(at: Variant, loops: Sequence[Axis]) -> dict[tuple[KeyPath, Span], s
 
     The axes of a sweep are left out, and so is what one of them may turn on.
     """
-    experiment, off = at.experiment, {}
+    experiment = at.experiment
+    off: dict[KeyPath, tuple[str, KeyPath]] = {}
     for name, stage in experiment.stages.items():
         if name not in at.condition.skips:
             off |= {path: (says, by) for path, says, by in _dead(stage, at)}
     found = {}
     for path, place in experiment.tree.where.items():
         swept = place.origin == "sweep" and not _is_of(at, place.key)
-        if place.origin == "default" or swept or path[1:2] and path[1] in at.condition.skips:
+        if place.origin == "default" or swept or (path[1:2] and path[1] in at.condition.skips):
             continue
         says, by = off.get(path, ("", ()))
         turned = bool(by) and any(axis.meets(experiment, [by]) for axis in loops)

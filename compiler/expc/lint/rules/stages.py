@@ -98,12 +98,14 @@ class UnloggedMonitor(StageRule):
         hint = suggest(key, choices)
         span = at.experiment.value(*stage.path, *where)
         what = "gate" if where[0] == "until" else f"monitor `{where[1]}`"
+        meant = hint.split("`")[1] if hint else ""
+        safe = meant.rpartition("/")[0] == key.rpartition("/")[0]
         return self.finding(
             f"{what} watches `{key}`, which stage `{stage.name}` does not log",
             span,
             why="it would wait for a number that never comes",
             help=f"{hint} (logged: {listed(choices, 5)})" if hint else f"logged: {listed(choices)}",
-            fix=(Edit(span, hint.split("`")[1]),) if hint else (),
+            fix=(Edit(span, meant, safe),) if hint else (),
         )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from expc.experiment import Experiment
 from expc.findings import Edit, Finding, Note, Span, listed, suggest
 from expc.lint.core import AxisRule, SweepRule, ToldRule
-from expc.resolve import Document, spec_path
+from expc.resolve import Document, slots_of, spec_path
 from expc.source import KeyPath
 from expc.sweep import Axis, Space, Variant, axes, same
 
@@ -92,7 +92,16 @@ def _unknown(document: Document, experiment: Experiment) -> Iterator[tuple[KeyPa
             continue  # below something that is off: resolving says what it needs
         if depth == len(target) and _is_open(experiment, target[:-1]):
             continue
+        if _is_brought(experiment, target):
+            continue
         yield where, path
+
+
+def _is_brought(experiment: Experiment, path: KeyPath) -> bool:
+    """Whether a path leads into a map where components add entries: those of another component may be meant."""
+    stage = experiment.stages.get(str(path[1])) if len(path) > 3 else None
+    slot = slots_of(stage.kind.shape).get(str(path[2])) if stage is not None else None
+    return slot is not None and slot.brought
 
 
 def _is_open(experiment: Experiment, path: KeyPath) -> bool:

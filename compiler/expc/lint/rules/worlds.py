@@ -156,9 +156,9 @@ class EventNeverHappens(StageRule):
                 help="watch something else, or let the environment pay",
             )
         source = measured(stage, at)
-        for index, event in enumerate(events(stage)) if source is not None else ():
-            why = _never(event, source)
-            if why:
+        for index, event in enumerate(events(stage)):
+            why = _never(event, source) if source is not None else ""
+            if source is not None and why:
                 yield self.finding(
                     f"event `{event}` never happens: {why}",
                     _place(at, *stage.uses["measure"].path, "events", index),
@@ -245,7 +245,7 @@ class NoBoundariesToRead(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         source = measured(stage, at)
-        if source is None or not reads_boundaries(stage) or has_boundaries(source):
+        if source in (None, stage) or not reads_boundaries(stage) or has_boundaries(source):
             return
         use = dynamics(source)
         has_none = f"dynamics `{use.name}`" if use is not None else f"stage `{source.name}`"
@@ -740,8 +740,7 @@ def _counts(path: KeyPath, stage: Stage) -> bool:
 
 
 def _alike(one: Any, other: Any, tolerance: float) -> bool:
-    numbers = [each for each in (one, other) if isinstance(each, int | float)]
-    if len(numbers) == 2 and not any(isinstance(each, bool) for each in numbers):
+    if isinstance(one, int | float) and isinstance(other, int | float):
         return abs(one - other) <= tolerance * max(abs(one), abs(other))
     return bool(one == other)
 
@@ -799,18 +798,17 @@ class UnequalSizes(SweepRule):
                 yield self._told(*sizes[0], *unlike[0], len(unlike) - 1)
 
     def _told(self, one: _Run, size: int, other: _Run, unlike: int, more: int) -> Finding:
-        places = [
-            each.at.experiment.where(*each.stage.path, "model", "dynamics") for each in (one, other)
-        ]
+        keys = ("model", "dynamics", "use")
+        places = [each.at.experiment.where(*each.stage.path, *keys) for each in (one, other)]
         first, second = places if places[1].origin == "sweep" else places[::-1]
         return self.finding(
             f"conditions `{one.at.condition.name}` and `{other.at.condition.name}`{_more(more)} "
             f"have dynamics of {size / 1e6:.2f} and {unlike / 1e6:.2f} million weights",
-            second.key,
+            second.value,
             why="a difference between them may be one of size",
             help="make the smaller one wider, or allow it and say why",
-            notes=(Note(first.key, "the other one"),),
-            spans=(first.key,),
+            notes=(Note(first.value, "the other one"),),
+            spans=(first.value,),
         )
 
 
