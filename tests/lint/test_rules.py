@@ -11,7 +11,7 @@ from expc.findings import Finding
 from expc.lint.check import check
 from expc.lint.core import Rule, rules
 from expc.lint.engine import fix_file, lint_files, page
-from expc.lint.pages import EXAMPLE, Case, cases, completed, text_of
+from expc.lint.pages import EXAMPLE, WORLD, Case, cases, completed, text_of
 
 COMPILER = Path(__file__).parents[2] / "compiler"
 RULES = rules()
@@ -117,8 +117,17 @@ def test_page_by_code_and_by_name() -> None:
 
 
 def test_the_example_is_clean(tmp_path: Path) -> None:
-    assert completed("name: example\n") == EXAMPLE
-    assert linted(project(tmp_path, Case(EXAMPLE))) == ()
+    for example in (EXAMPLE, WORLD):
+        assert completed("name: example\n", example) == example
+        assert linted(project(tmp_path, Case(example))) == ()
+
+
+def test_a_page_completes_the_stage_that_has_the_key() -> None:
+    spec = completed("until: {updates: 9}\naccept: {all: []}\nname: other\n", WORLD)
+    train, _, boundaries = spec.partition("  boundaries:\n")
+    assert "    until: {updates: 9}\n" in train
+    assert boundaries.endswith("    accept: {all: []}\n")
+    assert "name: other\n" in train
 
 
 def test_nothing_is_found_twice(tmp_path: Path) -> None:

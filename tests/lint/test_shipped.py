@@ -15,6 +15,7 @@ from expc.lint.engine import fix_file
 
 ROOT = Path(__file__).parents[2]
 DIGITS = (ROOT / "specs" / "digits.yaml").read_text()
+STUDY = (ROOT / "specs" / "pinpad_vta.yaml").read_text()
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 CLEAN = [spec for spec in SPECS if not spec.stem.endswith(("_as_feared", "_as_reported"))]
 FAULTY = [spec for spec in SPECS if spec not in CLEAN]
@@ -161,10 +162,86 @@ def test_a_fault_in_a_shipped_spec_is_found(old: str, new: str, code: str, tmp_p
     assert code in codes if code else not codes
 
 
+WORLDS = [
+    ("layout: three,", "layout: three, variant: port,", "XC701"),
+    ("layout: three,", "layout: three, variant: port, targets: ['1', '123'],", ""),
+    ("layout: three,", "layout: three, targets: ['123'],", "XC407"),
+    ("layout: three,", "layout: four,", "XC702"),
+    ("env_steps: 43200", "env_steps: 2300", "XC702"),
+    ("layout: three,", "layout: three, variant: port,", "XC703"),
+    ("permutations: 1000", "permutations: 100", "XC704"),
+    ("perm_p_value, below: 0.05", "perm_p_value, below: 0.001", "XC704"),
+    ("expc: allow rate-below-argmax", "no comment", "XC705"),
+    ("max_seg_len: 30", "max_seg_len: 5", "XC706"),
+    ("max_seg_len: 30", "rate: 0.3", "XC706"),
+    ("        - {metric: forced_ratio, below: 0.5}\n", "", "XC707"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.until.env_steps: 36000}", "XC708"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.until.env_steps: 43000}", ""),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.precision: 16-mixed}", "XC708"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.optim.world.lr: 3.0e-4}", "XC708"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.replay.batch: 24}", "XC708"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.evaluate.every.env_steps: 2000}", "XC708"),
+    ("vta_force0_t1: {}", "vta_force0_t1: {train.checkpoint.every.minutes: 5}", ""),
+    ("expc: allow unequal-sizes", "no comment", "XC709"),
+    ("minutes: 10", "minutes: 90", "XC710"),
+    ("minutes: 10", "updates: 5000", "XC710"),
+    ("minutes: 10", "updates: 2000", ""),
+    ("minutes: 10", "updates: 30000", "XC211"),
+    ("boundaries: skip", "boundaries.measure.episodes: 3", "XC711"),
+    ("[pad_enter, frame_delta, reward]", "[frame_delta, reward]", "XC712"),
+    ("expc: allow action-unseen", "no comment", "XC713"),
+    ("      episodes: 4\n", "      episodes: 8\n", "XC714"),
+    ("      seeds: 2", "      seeds: 4", "XC715"),
+    ("temp: 1.0", "temp: 1.0, max_seg_num: 100", ""),
+    ("dynamics.temp: 2.0", "dynamics.max_seg_num: 100", "XC407"),
+    ("dynamics.temp: 2.0", "dynamics.imag_boundary: none", ""),
+    ("entropy: 3.0e-4", "entropy: 0.0, entropy_through: actor", "XC407"),
+    ("monitor: {best: eval/return}", "precision: 16-mixed", ""),
+    ("eps: 1.0e-5, clip: 100.0}\n    until", "eps: 1.0e-5}\n    precision: 16-mixed\n    until", "XC403"),
+    ("eps: 1.0e-5, clip: 100.0}\n    until", "eps: 1.0e-8, clip: 1.0}\n    precision: 16-mixed\n    until",
+     "XC401"),
+    ("eval/return", "eval/image", "XC203"),
+    ("loss.rate.weight", "loss.rate.wieght", "XC101"),
+    ("train.model.dynamics.rate: 0.1", "train.model.dynamics.free: 0.1", "XC102"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"), WORLDS, ids=[f"{c or 'clean'}-{n}" for _, n, c in WORLDS]
+)
+def test_a_fault_in_the_study_is_found(old: str, new: str, code: str, tmp_path: Path) -> None:
+    assert old in STUDY
+    (tmp_path / "pyproject.toml").write_text("")
+    spec = tmp_path / "study.yaml"
+    spec.write_text(STUDY.replace(old, new, 1))
+    codes = {finding.code for finding in check(spec, tmp_path).findings}
+    assert code in codes if code else not codes
+
+
+def test_a_study_of_training_alone_is_no_unequal_training(tmp_path: Path) -> None:
+    """Conditions may differ in their budget when that is all they differ in."""
+    (tmp_path / "pyproject.toml").write_text("")
+    spec = tmp_path / "study.yaml"
+    conditions = "  conditions: {short: {train.until.env_steps: 20000}, long: {}}\n"
+    spec.write_text(STUDY.partition("  conditions:\n")[0] + conditions)
+    assert "XC708" not in {finding.code for finding in check(spec, tmp_path).findings}
+
+
+def test_what_a_condition_sets_is_told_where_it_stands() -> None:
+    """Both places of a comparison: an allow at either covers it."""
+    spec = ROOT / "specs" / "pinpad_as_reported.yaml"
+    text = spec.read_text().splitlines()
+    (budget,) = [f for f in found(spec, ROOT) if "until.env_steps" in f.message]
+    (note,) = budget.notes
+    assert text[budget.span.line - 1].strip() == "train.until.env_steps: 43200"
+    assert text[note.span.line - 1].strip().startswith("until: {env_steps: 51200}")
+    assert note.span in budget.spans
+
+
 def test_every_rule_fires_on_a_shipped_spec() -> None:
     """All but those that need another file, a wide head, two stages, or a sweep of many modules."""
     elsewhere = {"XC007", "XC214", "XC311", "XC312", "XC503"}
-    fired = {code for _, _, code in MUTATIONS} | elsewhere
+    fired = {code for _, _, code in (*MUTATIONS, *WORLDS)} | elsewhere
     missing = [rule.code for rule in rules() if rule.code not in fired and rule.code[:3] != "XC9"]
     assert missing == []
 

@@ -23,6 +23,9 @@ FIGURES: Mapping[str, str] = {
 BY_QUANTILE = frozenset({"frame_delta", "reward_or_delta"})
 """Events that a percentile of the frames' changes decides; the others are told by the environment."""
 
+UNIONS = {"reward_or_delta": ("reward", "frame_delta")}
+"""Events that are one or the other of two."""
+
 
 class BoundaryAlignment(Params):
     """Parameters of `boundary_alignment`."""

@@ -118,6 +118,18 @@ def in_updates(stage: Stage, span: tuple[str, float] | None) -> float | None:
     return None
 
 
+def whole(stage: Stage) -> float | None:
+    """Batches that a stage's budget holds, where that can be known: none are trained on while a replay is filled."""
+    until, replay = getattr(stage.shape, "until", None), getattr(stage.shape, "replay", None)
+    span = span_of(getattr(until, "clock", None))
+    if span is None or span[0] != "env_steps" or replay is None:
+        return in_updates(stage, span)
+    prefill, pretrain = replay.prefill, replay.pretrain
+    steps = span[1] - (prefill.env_steps if prefill is not None else 0)
+    found = in_updates(stage, ("env_steps", steps))
+    return found + (pretrain.updates if pretrain is not None else 0) if found is not None else None
+
+
 def longer(stage: Stage, one: object, other: object) -> bool:
     """Whether one span is known to be longer than another."""
     a, b = span_of(one), span_of(other)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from expc.components.core import Use
-from expc.components.evaluations import BY_QUANTILE
+from expc.components.evaluations import BY_QUANTILE, UNIONS
 from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, Span
 from expc.lint.core import StageRule, SweepRule
@@ -15,13 +15,13 @@ from expc.lint.readings import (
     events,
     frames,
     has_boundaries,
-    in_updates,
     longer,
     measured,
     measures,
     never,
     reads_boundaries,
     span_of,
+    whole,
 )
 from expc.resolve import Document
 from expc.source import KeyPath
@@ -157,25 +157,31 @@ class EventNeverHappens(StageRule):
             )
         source = measured(stage, at)
         for index, event in enumerate(events(stage)):
-            why = _never(event, source) if source is not None else ""
-            if source is not None and why:
+            told = _never(event, source) if source is not None else ""
+            if source is not None and told:
+                again = event in UNIONS
                 yield self.finding(
-                    f"event `{event}` never happens: {why}",
+                    f"event `{event}` {told}",
                     _place(at, *stage.uses["measure"].path, "events", index),
-                    why="every figure of it would be null",
+                    why="the same test would count as two"
+                    if again
+                    else "its figures would be null",
                     help="leave it out, or change the environment",
                     notes=(Note(at.experiment.key(*source.path, "env"), "the environment"),),
                 )
 
 
 def _never(event: str, stage: Stage) -> str:
-    """Why an event is never told in a stage's environment; "" where it may be."""
-    env = stage.uses.get("env")
-    if env is None or event in BY_QUANTILE:
+    """What keeps an event from being told in a stage's environment; "" where it may be."""
+    env, lost = stage.uses.get("env"), never(stage)
+    if env is None:
         return ""
-    if event not in env.component.events:
-        return f"`{env.name}` has no such event"
-    return never(stage).get(event, "")
+    one, other = UNIONS.get(event, ("", ""))
+    if one in lost:
+        return f"is `{other}` and nothing more: {lost[one]}"
+    if event not in BY_QUANTILE and event not in env.component.events:
+        return f"is not one of `{env.name}`"
+    return f"never happens: {lost[event]}" if event in lost else ""
 
 
 class QuantileOfFewValues(StageRule):
@@ -596,10 +602,10 @@ class CheckpointTooLate(StageRule):
         if clock == "minutes" and amount > self.MINUTES:
             lost = f"{amount:g} minutes"
         elif clock == "updates" and not longer(stage, every, until.clock):
-            whole = in_updates(stage, span_of(until.clock))
-            if whole is None or amount <= self.SHARE * whole:
+            every_one = whole(stage)
+            if every_one is None or amount <= self.SHARE * every_one:
                 return
-            lost = f"{amount:,} of {whole:,.0f} updates"
+            lost = f"{amount:,} of {every_one:,.0f} updates"
         else:
             return  # beyond the budget: told by another rule
         yield self.finding(
@@ -754,7 +760,7 @@ def _shown(value: Any) -> str:
 def _owed(path: KeyPath, one: _Run, other: _Run) -> str:
     if path[2] == "evaluate":
         return "the best of many looks is better than the best of few, whatever was learned"
-    updates = [in_updates(each.stage, span_of(each.stage.shape.until)) for each in (one, other)]
+    updates = [whole(each.stage) for each in (one, other)]
     if path[2] in ("until", "replay") and None not in updates and updates[0] != updates[1]:
         return f"a difference may be owed to {updates[0]:,.0f} updates against {updates[1]:,.0f}"
     return "a difference between them may be owed to this alone"
