@@ -112,10 +112,14 @@ def _ruff() -> str:
 
 def _parents(case: str, stage: Path, loaded: Any, golden: Golden) -> None:
     """What a stage starts from: the stage before it, trained."""
-    if "init=" not in Path(loaded.__file__).read_text(encoding="utf-8"):
-        return
-    first = golden.load(f"{case}/expected/first.py")
-    assert first.main(first.Config(out=str(stage.parent / "first"), device="cpu", seed=0)) == 0
+    text = Path(loaded.__file__).read_text(encoding="utf-8")
+    if "init=" in text:
+        first = golden.load(f"{case}/expected/first.py")
+        assert first.main(first.Config(out=str(stage.parent / "first"), device="cpu", seed=0)) == 0
+    if 'of="train"' in text:
+        train = golden.load(f"{case}/expected/train_vta.py")
+        out = str(stage.parent / "train")
+        assert train.main(train.Config(out=out, device="cpu", smoke=True)) == 0
 
 
 def _weights(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
