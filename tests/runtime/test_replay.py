@@ -189,7 +189,7 @@ def test_a_window_is_the_rest_of_an_episode_and_then_others_from_their_start(
             assert len(episode) > 1
             assert rows[at:end] == list(range(rows[at], rows[at] + end - at))
             assert rows[end - 1] in episode
-            assert (episode.start, rows[at] - episode.start) == pieces[number]
+            assert (envs[at], episode.start, rows[at] - episode.start) == pieces[number]
             if number:
                 assert rows[at] == episode.start
             else:
@@ -478,12 +478,15 @@ def test_a_held_out_episode_is_whole_and_true(tmp_path: Path) -> None:
 def test_an_evaluation_leaves_no_trace(tmp_path: Path) -> None:
     made, module = attached(tmp_path, Config())
     before = {name: value.clone() for name, value in module.state_dict().items()}
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / ".0.npz.1.tmp").write_bytes(b"torn")
     state = torch.get_rng_state()
     first = made.measured("eval")
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in module.state_dict().items():
         assert torch.equal(value, before[name])
     image = np.load(tmp_path / "held_out" / "0.npz")["image"]
+    assert len(list((tmp_path / "held_out").iterdir())) == 2
     assert made.measured("eval") == first  # nothing but the module makes a difference
     assert (np.load(tmp_path / "held_out" / "0.npz")["image"] == image).all()
 
@@ -649,7 +652,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("at", [0, 1, 9, 14, 15, 29])  # pretraining, inside, ends, next epochs
+@pytest.mark.parametrize("at", [0, 1, 9, 14, 15, 30])  # pretraining, inside, ends of epoch and run
 def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(
     root: Path, unbroken: Path, at: int
 ) -> None:
@@ -787,7 +790,7 @@ def test_a_nan_names_the_module_and_the_windows(
     told = capsys.readouterr().out
     assert "update 9 of optimizer `play`" in told
     assert "`memory` (Linear) gave" in told
-    assert "its windows: 0: episode at row " in told and " from frame " in told
+    assert "its windows: 0: game " in told and " from frame " in told
     status = read_status(root / Config().out)
     assert status is not None and status.label == "failed(diverged)"
 
@@ -809,7 +812,7 @@ def test_a_nan_in_any_phase_of_a_world_model_is_traced(
     optimizer = {"decoder": "world", "reward_head": "world", "actor": "actor"}.get(part, "critic")
     assert f"update 3 of optimizer `{optimizer}`" in told
     assert f"`{part}." in told and "(Linear) gave" in told
-    assert "its windows: 0: episode at row " in told
+    assert "its windows: 0: game " in told
 
 
 def test_returns_and_lengths_are_logged_as_episodes_end(root: Path) -> None:

@@ -20,9 +20,7 @@ class Windows:
     row: Ints
     env: Ints
     is_first: NDArray[np.bool_]
-    pieces: list[
-        list[tuple[int, int]]
-    ]  # of each window: first row of an episode, frame it starts at
+    pieces: list[list[tuple[int, int, int]]]  # of each window: env, first row, frame begun at
 
 
 class Episodes:
@@ -100,7 +98,7 @@ class Episodes:
         row, env = np.zeros((2, batch, length), np.int64)
         is_first = np.zeros((batch, length), bool)
         filled = np.zeros(batch, np.int64)
-        pieces: list[list[tuple[int, int]]] = [[] for _ in index]
+        pieces: list[list[tuple[int, int, int]]] = [[] for _ in index]
         while (open_ := index[filled < length]).size:
             drawn = np.searchsorted(weight, draws.integers(weight[-1], size=len(open_)), "right")
             of, first, size = held[drawn].T
@@ -111,8 +109,8 @@ class Episodes:
             env[open_] = np.where(taken, of[:, None], env[open_])
             is_first[open_, filled[open_]] = True
             filled[open_] = np.minimum(filled[open_] + size - start, length)
-            for window, *piece in zip(open_.tolist(), first.tolist(), start.tolist(), strict=True):
-                pieces[window].append((piece[0], piece[1]))
+            for window, *piece in np.stack([open_, of, first, start], 1).tolist():
+                pieces[window].append((piece[0], piece[1], piece[2]))
         return Windows(row, env, is_first, pieces)
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -86,6 +86,8 @@ class Evaluation:
                 self._draws("evaluate", self._seed, games),
             )
         (folder / HELD_OUT).mkdir(exist_ok=True)
+        for torn in (folder / HELD_OUT).glob(".*.tmp"):  # of a process that was killed
+            torn.unlink()
         for number, episode in enumerate(episodes):
             self._write(folder / HELD_OUT / f"{number}.npz", episode)
         return _figures(episodes)

@@ -345,6 +345,6 @@ class Landing:
         return host.numpy()
 
 
-def _told(window: int, pieces: list[tuple[int, int]]) -> str:
-    of = " then ".join(f"episode at row {first} from frame {start}" for first, start in pieces)
-    return f"{window}: {of}"
+def _told(window: int, pieces: list[tuple[int, int, int]]) -> str:
+    of = [f"game {env}, episode at row {first} from frame {start}" for env, first, start in pieces]
+    return f"{window}: {' then '.join(of)}"

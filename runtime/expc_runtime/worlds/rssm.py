@@ -78,7 +78,7 @@ class RSSM(nn.Module):
     def imagine(self, state: Latent, action: Tensor) -> Latent:
         """One step by the prior: state (N, ...), action (N, actions) taken in it."""
         entered = self.input(stoch=state["stoch"].flatten(-2), action=action)
-        gates = wide(self.cell.linear(torch.cat([entered, state["deter"]], -1)))
+        gates = self.cell.gates(torch.cat([entered, state["deter"]], -1))
         deter = self.cell.renew(gates, state["deter"], self.cell.bias())
         logit = self._prior(deter)
         stoch = choose(mixed(logit, self.unimix), self.noise(len(action), 1)[:, 0])
@@ -122,13 +122,15 @@ class RSSM(nn.Module):
         gates, bias = self.cell.unrolled(batch, steps), self.cell.bias()
         look = Unrolled(self.post.project(embed=embed), self.post.weight["deter"])
         read = Unrolled(self.post_logit.bias.expand(batch, steps, -1), self.post_logit.weight)
-        anew = self.initial(batch)
-        start, start_stoch = anew["deter"], anew["stoch"].flatten(-2)
+        anew, keep = self.initial(1), (~first).to(noise.dtype)
+        starts = (first * anew["deter"]).unbind(1)
+        start_stochs = (first * anew["stoch"].flatten(-2)).unbind(1)
         deter, stoch = state["deter"], state["stoch"].flatten(-2)
         deters, stochs, logits = [], [], []
-        for restart, draw in zip(first.unbind(1), noise.unbind(1), strict=True):
-            deter = torch.where(restart, start, deter)
-            stoch = torch.where(restart, start_stoch, stoch)
+        frames = zip(keep.unbind(1), starts, start_stochs, noise.unbind(1), strict=True)
+        for kept, start, start_stoch, draw in frames:
+            deter = torch.addcmul(start, deter, kept)
+            stoch = torch.addcmul(start_stoch, stoch, kept)
             entered = self.input.finish(enter(stoch))
             deter = self.cell.renew(gates(torch.cat([entered, deter], -1)), deter, bias)
             logit = self._grouped(read(self.post.finish(look(deter))))

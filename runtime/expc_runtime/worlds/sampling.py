@@ -102,9 +102,25 @@ def normal(mean: Tensor, std: Tensor, noise: Tensor, min_std: float = 0.1) -> Te
     A NaN mean is taken as 0; a std: NaN and -inf as `min_std`, +inf as 1, then at least
     `min_std` and at most 100.
     """
-    mean = wide(mean).nan_to_num(0.0, _INF, -_INF)
-    std = wide(std).nan_to_num(min_std, 1.0, min_std).clamp(min_std, MAX_STD)
-    return torch.addcmul(mean, std, noise)
+    drawn: Tensor = _Normal.apply(wide(mean), wide(std), noise, min_std)  # type: ignore[no-untyped-call]
+    return drawn
+
+
+class _Normal(torch.autograd.Function):
+    """In a loop over time, a graph of every clamp would cost more than the draw."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, std: Tensor, noise: Tensor, min_std: float) -> Tensor:
+        clean = mean.nan_to_num(0.0, _INF, -_INF)
+        width = std.nan_to_num(min_std, 1.0, min_std).clamp_(min_std, MAX_STD)
+        ctx.save_for_backward(mean, clean, std, width, noise)
+        return torch.addcmul(clean, width, noise)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        mean, clean, std, width, noise = ctx.saved_tensors
+        return grad * (mean == clean), grad * noise * (std == width), None, None
 
 
 @torch.no_grad()

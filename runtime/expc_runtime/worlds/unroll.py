@@ -83,8 +83,15 @@ class Joined(nn.Module):
 
     def project(self, **parts: Tensor) -> Tensor:
         """The products of these parts (..., size), added up: (..., out)."""
-        products = [F.linear(part, self.weight[name]) for name, part in parts.items()]
-        return sum(products[1:], start=products[0])
+        (name, part), *rest = parts.items()
+        total = F.linear(part, self.weight[name])
+        for name, part in rest:
+            weight = self.weight[name]
+            if total.dim() == 2:
+                total = torch.addmm(total, part, weight.t())
+            else:
+                total = total + F.linear(part, weight)
+        return total
 
     def finish(self, x: Tensor) -> Tensor:
         """The sum over all parts (..., out) -> the answer (..., out)."""
@@ -115,6 +122,10 @@ class Cell(nn.Module):
         weight = self.linear.weight
         return Unrolled(weight.new_zeros(()).expand(batch, steps, 3 * self.size), weight)
 
+    def gates(self, x: Tensor) -> Tensor:
+        """[input, state] (B, in + size) -> gates before the norm (B, 3 size), float32."""
+        return wide(self.linear(x))
+
     def bias(self) -> Tensor:
         """The norm's bias with the -1 of the update gate in it, made once for a loop."""
         return self.norm.bias + self.down
@@ -122,5 +133,31 @@ class Cell(nn.Module):
     def renew(self, gates: Tensor, state: Tensor, bias: Tensor) -> Tensor:
         """Gates before the norm (B, 3 size), state (B, size) -> the new state (B, size)."""
         gates = F.layer_norm(gates, self.norm.normalized_shape, self.norm.weight, bias, NORM_EPS)
+        new: Tensor = _Renewed.apply(gates, state)  # type: ignore[no-untyped-call]
+        return new
+
+
+class _Renewed(torch.autograd.Function):
+    """lerp(state, tanh(sigmoid(r) c), sigmoid(u)) of gates [r, c, u], in one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, state: Tensor) -> Tensor:
         reset, candidate, update = gates.chunk(3, -1)
-        return torch.lerp(state, torch.tanh(reset.sigmoid() * candidate), update.sigmoid())
+        reset, update = reset.sigmoid(), update.sigmoid()
+        proposed = torch.mul(reset, candidate).tanh_()
+        ctx.save_for_backward(reset, candidate, update, proposed, state)
+        return torch.lerp(state, proposed, update)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        reset, candidate, update, proposed, state = ctx.saved_tensors
+        into_gates = grad.new_empty(*grad.shape[:-1], 3 * grad.shape[-1])
+        into_reset, into_candidate, into_update = into_gates.chunk(3, -1)
+        taken = grad * update
+        into_product = torch.ops.aten.tanh_backward(taken, proposed)
+        torch.mul(into_product, reset, out=into_candidate)
+        sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+        sigmoid_backward(into_product.mul_(candidate), reset, grad_input=into_reset)
+        sigmoid_backward((proposed - state).mul_(grad), update, grad_input=into_update)
+        return into_gates, grad - taken
