@@ -35,6 +35,8 @@ MODULES = [
     "own_loss/expected/fit_line.py",
     "yes_no/expected/tell_none.py",
 ]
+# Worlds have their plain transcription in benchmarks/, and tests/runtime holds every term to it.
+WORLDS = ["worlds/expected/train_rssm.py", "worlds/expected/train_vta_kl_rate.py"]
 
 
 class _Enough(BaseException):
@@ -68,7 +70,7 @@ def first_losses(
     return totals
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [*MODULES, *WORLDS])
 def test_first_losses_are_what_they_were(
     module: str,
     golden: Golden,
