@@ -119,11 +119,12 @@ def as_ours(theirs: Named, sizes: plain.Sizes) -> Named:
     """Parameters of the plain models, or their gradients, by the names and shapes they have here."""
     dynamics = rssm_as_ours if sizes.dynamics == "rssm" else vta_as_ours
     ours = {f"dynamics.{k}": v for k, v in dynamics(below(theirs, "dynamics"), sizes).items()}
-    for net, last in (("encoder", None), ("decoder", 9)):
+    for net in ("encoder", "decoder"):
         for name, value in below(theirs, f"{net}.layers").items():
             index, rest = name.split(".", 1)
-            number = 6 if int(index) == last else 2 * (int(index) // 3) + int(index) % 3
-            ours[f"{net}.layers.{number}.{rest}"] = value
+            ours[f"{net}.layers.{2 * (int(index) // 3) + int(index) % 3}.{rest}"] = value
+    for rest in ("weight", "bias"):
+        ours[f"decoder.last.{rest}"] = ours.pop(f"decoder.layers.6.{rest}")
     ours |= {f"decoder.linear.{k}": v for k, v in below(theirs, "decoder.linear").items()}
     heads = {"reward": "reward_head", "cont": "cont_head", "actor": "actor", "value": "critic"}
     for theirs_name, name in heads.items():
@@ -344,7 +345,8 @@ def test_behaviour_terms_and_their_gradients(case: plain.Sizes, tape: Tape) -> N
     close(ours.return_range(returns), targets["scale"], "range of returns")
     assert {name.split(".")[0] for name in gradients_close(ours, agent, case)} == {"actor"}
 
-    ours.actor.zero_grad(), behaviour.actor.zero_grad()
+    ours.actor.zero_grad()
+    behaviour.actor.zero_grad()
     with ours.only(ours.critic):
         value, slow = critic_loss(
             ours.critic, ours.slow_critic, detach_tree(trajectory), returns.detach(), weights

@@ -28,6 +28,8 @@ __all__ = ["VTA"]
 
 Latent = dict[str, Tensor]
 Moments = Callable[[Tensor], tuple[Tensor, Tensor]]
+Level = tuple[Tensor, Tensor, Tensor, Tensor]
+"""belief, stoch, mean and std of one level."""
 PosteriorInput = Literal["embed", "embed_reward"]
 ImaginedBoundary = Literal["prior", "fixed", "none"]
 
@@ -164,12 +166,27 @@ class VTA(nn.Module):
 
     def imagine(self, state: Latent, action: Tensor) -> Latent:
         """One step by the prior, its boundary by `imag_boundary`: state (N, ...), action (N, A)."""
-        never = torch.zeros_like(state["forced"])[:, None]
         if self.imag_boundary == "prior":
-            gate = self._gate(self._prior_raw(self._obs_feat(state)[:, None]), never, state)
+            raw = self._prior_raw(self._obs_feat(state)[:, None])
+            gate = _now(self._gate(raw, None, state))
         else:
-            gate = self._ruled(state)
-        return _now(self._levels(state, gate, never, action[:, None], None))
+            gate = _now(self._ruled(state))
+        read = gate["read"].unsqueeze(-1)
+        abs_draw, obs_draw = (noise[:, 0] for noise in self.latent_noise(len(action), 1))
+
+        entered = self.abs_input(stoch=state["abs_stoch"], action=action)
+        parts = Parts(self.abs_cell.gates, self.abs_cell.bias(), self.abs_prior)
+        abs_level = self._abs_step(
+            state["abs_belief"], state["abs_stoch"], read, abs_draw, entered, parts
+        )
+        abs_feat = torch.cat(abs_level[:2], -1)
+
+        step = {"action": action} if self.obs_action_input else {}
+        entered = self.obs_input(stoch=state["obs_stoch"], abs_feat=abs_feat, **step)
+        reset = self.obs_reset(abs_feat=abs_feat)
+        parts = Parts(self.obs_cell.gates, self.obs_cell.bias(), self.obs_prior)
+        obs_level = self._obs_step(state["obs_belief"], read, obs_draw, entered, reset, parts)
+        return gate | _named("abs", abs_level) | _named("obs", obs_level)
 
     def features(self, state: Latent) -> Tensor:
         """[abs_belief, abs_stoch, obs_belief, obs_stoch] (..., out_features)."""
@@ -261,9 +278,9 @@ class VTA(nn.Module):
     def _prior_raw(self, obs_feat: Tensor) -> Tensor:
         return wide(self.prior_detector_logit(self.prior_detector(obs_feat=obs_feat)))
 
-    def _gate(self, raw: Tensor, first: Tensor, state: Latent) -> Latent:
-        """READ or COPY for each frame of (B, T), from raw logits (B, T, 2)."""
-        noise = self.boundary_noise(*first.shape)
+    def _gate(self, raw: Tensor, first: Tensor | None, state: Latent) -> Latent:
+        """READ or COPY for each frame of (B, T), from raw logits (B, T, 2); no `first`: none is."""
+        noise = self.boundary_noise(*raw.shape[:2])
         chosen = self._chosen(raw, noise, first, state)
         logit = torch.where(chosen.over_len.unsqueeze(-1), self.force, raw)
         logit = torch.where(chosen.over_num.unsqueeze(-1), -self.force, logit)
@@ -279,7 +296,7 @@ class VTA(nn.Module):
         }
 
     @torch.no_grad()
-    def _chosen(self, raw: Tensor, noise: Tensor, first: Tensor, state: Latent) -> "_Chosen":
+    def _chosen(self, raw: Tensor, noise: Tensor, first: Tensor | None, state: Latent) -> "_Chosen":
         """The choice for each frame, its counters, and which limits it met.
 
         A choice needs the counters and they need the choice before, but neither needs a latent:
@@ -288,10 +305,12 @@ class VTA(nn.Module):
         cases = (raw, self.force, -self.force)
         answers = [_reads(logit + noise).unbind(1) for logit in cases]
         length, number = state["seg_len"], state["seg_num"]
-        never = torch.zeros_like(first[:, 0])
+        restarts = [None] * raw.shape[1] if first is None else first.unbind(1)
+        never = torch.zeros_like(answers[0][0])
         frames = []
-        for restart, free, at_len, at_num in zip(first.unbind(1), *answers, strict=True):
-            length, number = length.masked_fill(restart, 0), number.masked_fill(restart, 0)
+        for restart, free, at_len, at_num in zip(restarts, *answers, strict=True):
+            if restart is not None:
+                length, number = length.masked_fill(restart, 0), number.masked_fill(restart, 0)
             over_len, over_num, read = never, never, free
             if self.force_scale > 0:
                 over_len, over_num = length >= self.max_seg_len, number >= self.max_seg_num
@@ -321,74 +340,98 @@ class VTA(nn.Module):
     # Levels.
 
     def _levels(
-        self, state: Latent, gate: Latent, first: Tensor, action: Tensor, embed: Tensor | None
+        self, state: Latent, gate: Latent, first: Tensor, action: Tensor, embed: Tensor
     ) -> Latent:
-        """States (B, T, ...) that follow `state` (B, ...); by the priors when `embed` is None.
+        """Posterior states (B, T, ...) that follow `state` (B, ...).
 
         The abstract level does not see the observation level: it runs through all frames first,
         and what the observation level needs of it is multiplied for all frames at once.
         """
         action = action.masked_fill(first.unsqueeze(-1), 0.0)
         abs_noise, obs_noise = self.latent_noise(*first.shape)
-        moments = self.abs_prior if embed is None else self.abs_post.unrolled(embed=embed)
-        abs_level = self._abs_level(state, gate["read"], first, action, moments, abs_noise)
+        keep = (~first).unsqueeze(-1).to(abs_noise.dtype)
+        read = gate["read"].unsqueeze(-1)
+        moments = self.abs_post.unrolled(embed=embed)
+        abs_level = self._abs_level(state, read, keep, action, moments, abs_noise)
         abs_feat = self._abs_feat(abs_level)
-        moments = (
-            self.obs_prior
-            if embed is None
-            else self.obs_post.unrolled(abs_feat=abs_feat, embed=embed)
-        )
+        moments = self.obs_post.unrolled(abs_feat=abs_feat, embed=embed)
         given = {"abs_feat": abs_feat} | ({"action": action} if self.obs_action_input else {})
-        obs_level = self._obs_level(state, gate["read"], first, given, moments, obs_noise)
+        obs_level = self._obs_level(state, read, keep, given, moments, obs_noise)
         return gate | abs_level | obs_level
 
     def _abs_level(
         self,
         state: Latent,
         gate: Tensor,
-        first: Tensor,
+        keep: Tensor,
         action: Tensor,
         moments: Moments,
         noise: Tensor,
     ) -> Latent:
         enter = Unrolled(self.abs_input.project(action=action), self.abs_input.weight["stoch"])
-        gates, bias = self.abs_cell.unrolled(*first.shape), self.abs_cell.bias()
+        cell = self.abs_cell
+        parts = Parts(cell.unrolled(*keep.shape[:2]), cell.bias(), moments)
         belief, stoch = state["abs_belief"], state["abs_stoch"]
+        starts = (1.0 - keep) * self.abs_start
         frames = []
-        for restart, read, draw in _frames(first, gate, noise):
-            belief = torch.where(restart, self.abs_start, belief)
-            stoch = stoch.masked_fill(restart, 0.0)
+        for kept, read, draw, start in _columns(keep, gate, noise, starts):
+            belief, stoch = torch.addcmul(start, belief, kept), stoch * kept
             entered = self.abs_input.finish(enter(stoch))
-            new = self.abs_cell.renew(gates(torch.cat([entered, belief], -1)), belief, bias)
-            belief = torch.lerp(belief, new, read)
-            mean, std = moments(belief)
-            stoch = torch.lerp(stoch, normal(mean, std, draw, self.min_std), read)
-            frames.append((belief, stoch, mean, std))
+            frames.append(self._abs_step(belief, stoch, read, draw, entered, parts))
+            belief, stoch = frames[-1][:2]
         return _stacked("abs", frames)
 
     def _obs_level(
         self,
         state: Latent,
         gate: Tensor,
-        first: Tensor,
+        keep: Tensor,
         given: Latent,
         moments: Moments,
         noise: Tensor,
     ) -> Latent:
-        resets = self.obs_reset(abs_feat=given["abs_feat"]).unbind(1)
+        resets = self.obs_reset(abs_feat=given["abs_feat"])
         enter = Unrolled(self.obs_input.project(**given), self.obs_input.weight["stoch"])
-        gates, bias = self.obs_cell.unrolled(*first.shape), self.obs_cell.bias()
+        cell = self.obs_cell
+        parts = Parts(cell.unrolled(*keep.shape[:2]), cell.bias(), moments)
         belief, stoch = state["obs_belief"], state["obs_stoch"]
         frames = []
-        for (restart, read, draw), reset in zip(_frames(first, gate, noise), resets, strict=True):
-            belief = belief.masked_fill(restart, 0.0)
-            entered = self.obs_input.finish(enter(stoch.masked_fill(restart, 0.0)))
-            new = self.obs_cell.renew(gates(torch.cat([entered, belief], -1)), belief, bias)
-            belief = torch.lerp(new, reset, read)
-            mean, std = moments(belief)
-            stoch = normal(mean, std, draw, self.min_std)
-            frames.append((belief, stoch, mean, std))
+        for kept, read, draw, reset in _columns(keep, gate, noise, resets):
+            entered = self.obs_input.finish(enter(stoch * kept))
+            frames.append(self._obs_step(belief * kept, read, draw, entered, reset, parts))
+            belief, stoch = frames[-1][:2]
         return _stacked("obs", frames)
+
+    def _abs_step(
+        self,
+        belief: Tensor,
+        stoch: Tensor,
+        read: Tensor,
+        draw: Tensor,
+        entered: Tensor,
+        parts: "Parts",
+    ) -> "Level":
+        """One frame (B, ...): new at READ, carried on at COPY."""
+        gates = parts.gates(torch.cat([entered, belief], -1))
+        belief = torch.lerp(belief, self.abs_cell.renew(gates, belief, parts.bias), read)
+        mean, std = parts.moments(belief)
+        stoch = torch.lerp(stoch, normal(mean, std, draw, self.min_std), read)
+        return belief, stoch, mean, std
+
+    def _obs_step(
+        self,
+        belief: Tensor,
+        read: Tensor,
+        draw: Tensor,
+        entered: Tensor,
+        reset: Tensor,
+        parts: "Parts",
+    ) -> "Level":
+        """One frame (B, ...): `reset` at READ, its own recurrence at COPY."""
+        gates = parts.gates(torch.cat([entered, belief], -1))
+        belief = torch.lerp(self.obs_cell.renew(gates, belief, parts.bias), reset, read)
+        mean, std = parts.moments(belief)
+        return belief, normal(mean, std, draw, self.min_std), mean, std
 
     def _prior(self, post: Latent, first: Tensor) -> Latent:
         """What the priors say of the states `post` (B, T, ...), each before its frame is seen."""
@@ -508,6 +551,14 @@ class Posterior(nn.Module):
         return lambda belief: self.moments.moments(read(self.body.finish(look(belief))))
 
 
+class Parts(NamedTuple):
+    """What a step of a level multiplies by, and the bias of its cell's norm."""
+
+    gates: Callable[[Tensor], Tensor]
+    bias: Tensor
+    moments: Moments
+
+
 class _Chosen(NamedTuple):
     """(B, T) each: bools and counters."""
 
@@ -523,16 +574,18 @@ def _reads(scores: Tensor) -> Tensor:
     return scores[..., 0] >= scores[..., 1]
 
 
-def _frames(first: Tensor, gate: Tensor, noise: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(B, 1), (B, 1), (B, stoch) for each frame."""
-    columns = first.unsqueeze(-1), gate.unsqueeze(-1), noise
+def _columns(*columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """(B, T, size) each -> for each frame (B, size) of all."""
     return zip(*(column.unbind(1) for column in columns), strict=True)
 
 
-def _stacked(level: str, frames: Sequence[tuple[Tensor, ...]]) -> Latent:
+def _stacked(level: str, frames: Sequence[Level]) -> Latent:
+    return _named(level, [torch.stack(column, 1) for column in zip(*frames, strict=True)])
+
+
+def _named(level: str, values: Sequence[Tensor]) -> Latent:
     names = (f"{level}_belief", f"{level}_stoch", f"{level}_mean", f"{level}_std")
-    columns = (torch.stack(column, 1) for column in zip(*frames, strict=True))
-    return dict(zip(names, columns, strict=True))
+    return dict(zip(names, values, strict=True))
 
 
 def _restarted(before: Tensor, first: Tensor) -> Tensor:
