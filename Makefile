@@ -1,4 +1,4 @@
-# make demo        compile and run one sweep; says where the results lie
+# make demo        compile and run the pinpad study, small: four world models, judged and drawn
 # make test        what CI runs: lint, format, types, tests
 # make test-slow   the long tests too
 # make generate    what the specs and the golden tests compile to, written anew: read the diff
@@ -27,11 +27,12 @@ $(ready): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(ready)
-	$(bin)/expc compile specs/digits.yaml
-	$(bin)/expc run generated/digits --jobs $(JOBS)
+	$(bin)/expc compile specs/pinpad_tiny.yaml
+	$(bin)/expc run generated/pinpad_tiny --jobs $(JOBS)
 	@echo
-	@echo "results: runs/digits, one folder for each run; the table again: $(bin)/expc status digits"
-	@echo "the code that ran: generated/digits; TensorBoard: $(bin)/tensorboard --logdir runs/digits"
+	@echo "results: runs/pinpad_tiny, one folder for each run; the table again: $(bin)/expc status pinpad_tiny"
+	@echo "pictures: runs/pinpad_tiny/*/boundaries/*.png; what they show: docs/studies/pinpad.md"
+	@echo "the code that ran: generated/pinpad_tiny; TensorBoard: $(bin)/tensorboard --logdir runs/pinpad_tiny"
 
 test: lint
 	$(bin)/python -m pytest -q
