@@ -62,10 +62,17 @@ def _figures(params: BoundaryAlignment) -> Mapping[str, str]:
     }
 
 
+def _unread(params: BoundaryAlignment) -> Mapping[str, str]:
+    """A percentile is that of frames' changes, a window that of two pictures."""
+    percentile = {} if BY_QUANTILE & {*params.events} else {"percentile": "events"}
+    window = {} if {"grid", "internal"} & {*params.pictures} else {"length": "pictures"}
+    return {**percentile, **window}
+
+
 EVALUATIONS = (
     Component(
         "evaluation", "boundary_alignment", "whether segment boundaries fall on events", BoundaryAlignment,
-        "expc_runtime.evals.boundaries:BoundaryAlignment", logged=_figures,
+        "expc_runtime.evals.boundaries:BoundaryAlignment", logged=_figures, off=_unread,
         traits=frozenset({"reads_boundaries"}),
     ),
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -50,10 +51,16 @@ class OptimSlot(Params):
     )
 
 
+def _no_momentum(params: Sgd) -> Mapping[str, str]:
+    return {} if params.momentum else {"nesterov": "momentum"}
+
+
 OPTIMIZERS = (
     Component("optim", "adam", "Adam (Kingma and Ba 2015)", Adam, "torch.optim:Adam"),
     Component("optim", "adamw", "AdamW (Loshchilov and Hutter 2019)", AdamW, "torch.optim:AdamW"),
-    Component("optim", "sgd", "stochastic gradient descent", Sgd, "torch.optim:SGD"),
+    Component(
+        "optim", "sgd", "stochastic gradient descent", Sgd, "torch.optim:SGD", off=_no_momentum
+    ),
 )
 
 

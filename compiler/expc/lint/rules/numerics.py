@@ -338,6 +338,10 @@ def _written(at: Variant, loops: Sequence[Axis]) -> dict[tuple[KeyPath, Span], s
     return found
 
 
+def _as_yaml(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
 def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str, KeyPath]]:
     """Paths that are without effect, if somebody wrote them, what is off, and the path that turns it on."""
     until = gate_of(stage)
@@ -348,7 +352,11 @@ def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str, KeyPath]]:
     for use in stage.every_use():
         off = use.component.off(use.params) if use.component.off is not None else {}
         for key, by in off.items():
-            yield (*use.path, key), f"`{by}` is {use.param(by)}", (*use.path, by)
+            yield (
+                (*use.path, key),
+                f"`{by}: {_as_yaml(use.param(by))}` turns it off",
+                (*use.path, by),
+            )
     data = stage.uses.get("data")
     if data is not None:
         if not data.slot.split.val and not data.slot.split.test:
