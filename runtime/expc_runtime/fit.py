@@ -6,7 +6,6 @@ happens in it (`on_...`), measures, saves, and says when it is enough.
 """
 
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +13,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
-from expc_runtime.errors import CRASH, BadValue, GateNotMet, Preempted, known
+from expc_runtime.errors import BadValue, GateNotMet, Preempted
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
@@ -26,12 +26,11 @@ from expc_runtime.measuring import Figures
 from expc_runtime.module import Module
 from expc_runtime.parts import load_parts, parents
 from expc_runtime.progress import progress
-from expc_runtime.provenance import project_root, record
+from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
 from expc_runtime.saving import Best, Saves
 from expc_runtime.signals import Requests
-from expc_runtime.state import SMOKE, Claim, Result, claim, identity
-from expc_runtime.trace import annotate
+from expc_runtime.state import Claim, Result
 from expc_runtime.trainer import Chunks, Told, device_of, trainer
 
 __all__ = ["fit"]
@@ -71,76 +70,28 @@ def fit(
     in ``<out>.smoke``, unless that is in a smoke sweep's folder already. Nothing is raised:
     a failure is a state, a message, a line in ``log`` and an exit code (`expc_runtime.errors`).
     """
-    root = project_root(Path(file))
-    out = root / _folder(cfg)
-    try:
-        made_by = parents(init or {}, out)
-        key = identity(program, asdict(cfg), made_by)
-        with claim(out, key, program=program, module=_relative(file, root)) as stage:
-            if stage.verdict == "done":
-                print(f"{cfg.out}: done already, nothing to do", flush=True)
-                return 0
-            if stage.moved:
-                print(f"{cfg.out} held other work, which is now {stage.moved.name}", flush=True)
-            try:
-                return Training(
-                    build=build,
-                    cfg=cfg,
-                    feed=feed,
-                    until=Until(Updates(2)) if cfg.smoke else until,
-                    precision=precision,
-                    compile=compile,
-                    checkpoint=checkpoint,
-                    monitor=dict(monitor or {}),
-                    init=dict(init or {}),
-                    file=file,
-                    program=program,
-                    root=root,
-                    parents=made_by,
-                    stage=stage,
-                ).run()
-            except Exception as error:  # noqa: BLE001  any failure becomes a state
-                return _failed(error, stage)
-    except Exception as error:
-        # Before the folder was ours (locked, a parent missing) there is no state to write.
-        stage_error = known(error)
-        if stage_error is None:
-            raise
-        print(f"{cfg.out}: {stage_error}", flush=True)
-        return stage_error.code
-
-
-def _folder(cfg: Run) -> str:
-    """Where the stage works: a smoke run beside a real one, never in its place."""
-    apart = any(part.endswith(SMOKE) for part in Path(cfg.out).parts)
-    return f"{cfg.out}{SMOKE}" if cfg.smoke and not apart else cfg.out
-
-
-def _relative(file: str, root: Path) -> str:
-    path = Path(file).resolve()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _failed(error: Exception, stage: Claim) -> int:
-    """Write the failure where it belongs and say it; returns the exit code."""
-    source = annotate(error)
-    log = Log(stage.folder)
-    log.note("".join(traceback.format_exception(error)))
-    if isinstance(error, Preempted):
-        stage.interrupt(str(error))
-        log.say(str(error))
-        return error.code
-    stage_error = known(error)
-    where = f"\nfrom {source}" if source else ""
-    if stage_error is None:
-        reason = f"{type(error).__name__}: {error}"
-        stage.fail("crash", reason, code=CRASH, source=source)
-        traceback.print_exception(error)
-        log.say(f"failed(crash): {reason}{where}")
-        return CRASH
-    stage.fail(stage_error.failure, str(stage_error), code=stage_error.code, source=source)
-    log.say(f"failed({stage_error.failure}): {stage_error}{where}")
-    return stage_error.code
+    return attempt(
+        cfg,
+        lambda at: Training(
+            build=build,
+            cfg=cfg,
+            feed=feed,
+            until=Until(Updates(2)) if cfg.smoke else until,
+            precision=precision,
+            compile=compile,
+            checkpoint=checkpoint,
+            monitor=dict(monitor or {}),
+            init=dict(init or {}),
+            file=file,
+            program=program,
+            root=at.root,
+            parents=dict(at.parents),
+            stage=at.stage,
+        ).run(),
+        parents=lambda out: parents(init or {}, out),
+        file=file,
+        program=program,
+    )
 
 
 @dataclass

@@ -129,7 +129,7 @@ def _weights(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.torch import save_file
     from torch import nn
 
-    import expc_runtime.fit
+    import expc_runtime.attempt
 
     (folder / "weights").mkdir()
     head = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Identity(), nn.Linear(16, 10))
@@ -137,7 +137,7 @@ def _weights(case: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         {f"old_head.layers.{k}": v for k, v in head.state_dict().items()},
         folder / "weights" / "digit.safetensors",
     )
-    monkeypatch.setattr(expc_runtime.fit, "project_root", lambda path: folder)
+    monkeypatch.setattr(expc_runtime.attempt, "project_root", lambda path: folder)
 
 
 @pytest.mark.parametrize("module", MODULES)
