@@ -10,6 +10,7 @@ import tempfile
 import types
 import typing
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -28,7 +29,9 @@ from expc.emit.render import _python, lock_text
 from expc.findings import SpecError
 from expc.kinds import KINDS
 from expc.lower import lower
-from expc.resolve import Document, Override, document, resolve, slots_of
+from expc.resolve import Document, Override, document, resolve, slots_of, spec_path
+from expc.sweep import conditions
+from expc.tree import Where
 
 if TYPE_CHECKING:
     from tests.compiler.conftest import Project
@@ -480,6 +483,20 @@ def _read(path: Path) -> Document:
     return document(path, root)
 
 
+def wholes() -> Iterator[Document]:
+    """Every spec, and as its conditions make it that pick another component."""
+    for path in WHOLE:
+        spec = _read(path)
+        yield spec
+        for condition in conditions(resolve(spec)):
+            if any(isinstance(each.value, dict) for each in condition.overrides):
+                tree = spec.tree
+                for each in condition.overrides:
+                    place = Where(each.span, each.span, "sweep")
+                    tree = tree.override(spec_path(each.path), each.value, place)
+                yield replace(spec, tree=tree)
+
+
 def identities(spec: Document, override: Override | None = None) -> tuple[str, ...]:
     experiment = resolve(spec, [override] if override else [])
     made = []
@@ -494,8 +511,7 @@ def identities(spec: Document, override: Override | None = None) -> tuple[str, .
 def test_every_field_of_the_language_changes_what_runs() -> None:
     alive: set[str] = set()
     every: set[str] = set()
-    for path in WHOLE:
-        spec = _read(path)
+    for spec in wholes():
         before = identities(spec)
         for name, place, annotation in knobs(spec):
             every.add(name)
@@ -520,7 +536,7 @@ def _inside(key: str, value: Any) -> Iterator[str]:
 
 def test_every_component_is_among_the_knobs() -> None:
     """The walk above sees only what the specs use: they must use everything."""
-    seen = {name.partition(".")[0] for path in WHOLE for name, _, _ in knobs(_read(path))}
+    seen = {name.partition(".")[0] for spec in wholes() for name, _, _ in knobs(spec)}
     for family in components.FAMILIES:
         for name, component in components.built_in(family).items():
             if component.fields():

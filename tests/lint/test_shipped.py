@@ -221,6 +221,14 @@ def test_a_fault_in_the_study_is_found(old: str, new: str, code: str, tmp_path: 
     assert code in codes if code else not codes
 
 
+def test_an_allow_is_not_idle_while_its_stage_can_not_be_found(tmp_path: Path) -> None:
+    """Rules that compare stages have not run then; and no stage is told to measure itself."""
+    spec = tmp_path / "study.yaml"
+    spec.write_text(STUDY.replace("of: train", "of: boundaries2"))
+    (told,) = check(spec, tmp_path).findings
+    assert (told.code, told.help) == ("XC204", "stages: `train`")
+
+
 def test_a_study_of_training_alone_is_no_unequal_training(tmp_path: Path) -> None:
     """Conditions may differ in their budget when that is all they differ in."""
     (tmp_path / "pyproject.toml").write_text("")

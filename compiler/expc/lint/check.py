@@ -159,7 +159,7 @@ def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
     checked.needs = tuple(dict.fromkeys(_needs(written, experiment, space)))
     for folder_rule in _of(FolderRule):
         found += folder_rule.check(experiment, space) if not (misfits or circle) else ()
-    checked.finished = not misfits
+    checked.finished = not misfits and not any(Rule.registry[each.code].hides for each in found)
 
 
 def _circle(experiment: Experiment) -> tuple[Finding, ...]:

@@ -25,7 +25,8 @@ class Rule:
 
     The docstring is the manual page: its first line says what is wrong, then why it matters, then a `## Bad` and a
     `## Good` block, which are the rule's test. `name` reads well after "allow". `fixable` promises that `--fix`
-    turns Bad into Good. `environment` marks findings that depend on what is installed: they are never cached.
+    turns Bad into Good. `environment` marks findings that depend on what is installed: they are never cached. `hides`
+    marks faults that other rules can't see past: which allows are needed is not known then.
     """
 
     code: ClassVar[str] = ""
@@ -33,6 +34,7 @@ class Rule:
     severity: ClassVar[Severity] = "error"
     fixable: ClassVar[bool] = False
     environment: ClassVar[bool] = False
+    hides: ClassVar[bool] = False
 
     registry: ClassVar[dict[str, type[Rule]]] = {}
 

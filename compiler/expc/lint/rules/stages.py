@@ -125,7 +125,7 @@ class UnknownStage(SpecRule):
     ```
     """
 
-    code, name = "XC204", "unknown-stage"
+    code, name, hides = "XC204", "unknown-stage", True
 
     def check(self, experiment: Experiment) -> Iterator[Finding]:
         for stage in experiment.stages.values():
@@ -141,13 +141,14 @@ class UnknownStage(SpecRule):
     def _told(
         self, experiment: Experiment, name: str, why: str, stage: Stage, *keys: str
     ) -> Finding:
-        hint = suggest(name, experiment.stages)
+        others = [each for each in experiment.stages if each != stage.name]
+        hint = suggest(name, others)
         span = experiment.value(*stage.path, *keys)
         return self.finding(
             f"there is no stage `{name}`",
             span,
             why=why,
-            help=hint or f"stages: {listed(experiment.stages)}",
+            help=hint or (f"stages: {listed(others)}" if others else "there is no other stage"),
             fix=(Edit(span, hint.split("`")[1]),) if hint else (),
         )
 
