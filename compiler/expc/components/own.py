@@ -67,6 +67,7 @@ def own_component(
             optional=tuple(parameter.name for parameter in taken if not parameter.required),
             better=_better(found) if family == "metric" else "",
             actions=actions,
+            events=_events(found) if family == "env" else (),
             own=True,
             fingerprint=fingerprint(target.partition(":")[0], root),
         ),
@@ -91,6 +92,11 @@ def _actions(family: Family, found: Signature) -> int | None:
     if not isinstance(count, int):
         raise ValueError("has no class attribute `actions`, the number of its actions")  # noqa: TRY004
     return count
+
+
+def _events(found: Signature) -> tuple[str, ...]:
+    declared = found.attributes.get("EVENTS")
+    return tuple(map(str, declared)) if isinstance(declared, list | tuple) else ()
 
 
 def _better(found: Signature) -> Literal["higher", "lower", ""]:

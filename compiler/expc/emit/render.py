@@ -46,7 +46,7 @@ class Rendered:
 
 def render(experiment: Experiment, plan: Plan, folder: str) -> Rendered:
     """Print every file. `folder` is relative to the project root."""
-    own = _own_packages(experiment)
+    own = _own_packages(plan, experiment.root)
     pieces = {
         module.file: python_file(module, plan.experiment, plan.spec, folder, own)
         for module in plan.modules
@@ -60,15 +60,13 @@ def render(experiment: Experiment, plan: Plan, folder: str) -> Rendered:
     return Rendered(files, _lock(plan, files, maps))
 
 
-def _own_packages(experiment: Experiment) -> frozenset[str]:
+def _own_packages(plan: Plan, root: Path) -> frozenset[str]:
     """Top-level packages that lie under the project root: generated files must put the root on the path for them."""
     targets = {
-        use.component.target.split(".")[0].split(":")[0]
-        for stage in experiment.stages.values()
-        for use in stage.every_use()
-        if use.component.own
+        target.split(".")[0].split(":")[0]
+        for module in plan.modules
+        for target, _ in module.program.own
     }
-    root = experiment.root
     return frozenset(
         top for top in targets if (root / top).is_dir() or (root / f"{top}.py").is_file()
     )

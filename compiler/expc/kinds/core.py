@@ -14,7 +14,10 @@ from expc.spec import Shape
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered."""
+    """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered.
+
+    `measured` is where a key without a split is measured.
+    """
 
     name: str
     about: str
@@ -22,3 +25,4 @@ class Kind:
     parents: Callable[[Any], Iterable[str]]
     logged: Callable[[Stage], dict[str, str]]
     lower: Callable[[Stage, Builder], Program]
+    measured: str = "val"

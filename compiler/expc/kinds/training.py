@@ -125,7 +125,7 @@ def logged_key(key: str, split: str) -> str:
     return key if "/" in key else f"{split}/{key}"
 
 
-def running(b: Builder, watched: Mapping[str, str], split: str) -> dict[str, Operand]:
+def running(b: Builder, watched: Mapping[str, str]) -> dict[str, Operand]:
     """How a stage runs, beside its budget: precision, compilation, checkpoints, what the best is kept of."""
     run: dict[str, Operand] = {}
     if b.written("precision"):
@@ -136,7 +136,7 @@ def running(b: Builder, watched: Mapping[str, str], split: str) -> dict[str, Ope
         run["checkpoint"] = checkpoint(b)
     if watched:
         b.static("monitor")
-        keys = {name: logged_key(key, split) for name, key in watched.items()}
+        keys = {name: logged_key(key, b.stage.kind.measured) for name, key in watched.items()}
         run["monitor"] = dictionary(keys)
     return run
 

@@ -262,7 +262,7 @@ def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
 def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     shape: Supervised = stage.shape
     run: dict[str, Operand] = {"until": training.until(b, shape.until)}
-    run |= training.running(b, shape.monitor, "val")
+    run |= training.running(b, shape.monitor)
     starts = training.starts(b, shape.init)
     if starts:
         run["init"] = training.dictionary({start.part: start.source for start in starts})

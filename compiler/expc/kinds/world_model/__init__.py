@@ -13,4 +13,5 @@ WORLD_MODEL = Kind(
     parents,
     logged,
     lower,
+    measured="eval",
 )

@@ -409,4 +409,4 @@ def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     run: dict[str, Operand] = {
         "until": Call("expc_runtime.gates:Until", (training.clock(b, "until"),))
     }
-    return tuple((run | training.running(b, shape.monitor, "eval")).items())
+    return tuple((run | training.running(b, shape.monitor)).items())

@@ -271,7 +271,7 @@ class NoHeldOutRows(StageRule):
 
 def _watched(stage: Stage) -> Iterator[tuple[tuple[str, ...], str, str]]:
     for label, key in getattr(stage.shape, "monitor", {}).items():
-        yield ("monitor", label), key, "val"
+        yield ("monitor", label), key, stage.kind.measured
     until = gate_of(stage)
     if until is not None and until.metric:
         yield ("until", "metric"), until.metric, until.on
