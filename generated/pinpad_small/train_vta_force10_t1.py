@@ -73,16 +73,16 @@ class Config(Run):
     prefill_env_steps: int = 16000
     pretrain_updates: int = 100
     # optim
-    world_lr: float = 0.0004
+    world_lr: float = 0.001
     world_clip: float = 1000.0
-    actor_lr: float = 0.0001
+    actor_lr: float = 0.0003
     actor_eps: float = 1e-05
     actor_clip: float = 100.0
-    critic_lr: float = 0.0001
+    critic_lr: float = 0.0003
     critic_eps: float = 1e-05
     critic_clip: float = 100.0
     # until
-    env_steps: int = 128000
+    env_steps: int = 80000
     # evaluate
     every_env_steps: int = 16000
     episodes: int = 8
