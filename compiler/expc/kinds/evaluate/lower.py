@@ -31,7 +31,7 @@ def lower(stage: Stage, b: Builder) -> Program:
         stage=stage.name,
         name=class_name(stage.name),
         about=shape.about or b.experiment.about,
-        doc="",
+        doc=f"Of stage `{shape.of}`: {use.component.about}.",
         feed=Feed(build, (), (), b.experiment.key(*path), path),
         nets=(),
         optims=(),
