@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.errors import NO_SPACE, DiskFull, Diverged, MissingInput
+from expc_runtime.state.files import sync
 
 __all__ = ["LAST", "Checkpoint", "Manifest", "Store", "load_weights"]
 
@@ -134,7 +135,7 @@ class Store:
             with self._temporary(path.name) as temp:
                 _write(temp, {"manifest": asdict(manifest), "state": state}, tensors)
                 os.replace(temp, path)
-            _fsync_folder(self.folder)
+            sync(self.folder)
             self._whole.add(path.name)
             self._point(manifest)
         self._retire(series)
@@ -431,14 +432,6 @@ def _disk_full(folder: Path) -> Iterator[None]:
                 ) from error
             cause = cause.__cause__ or cause.__context__
         raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _mib(size: int) -> str:

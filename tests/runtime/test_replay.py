@@ -475,6 +475,17 @@ def test_a_held_out_episode_is_whole_and_true(tmp_path: Path) -> None:
     assert module.training
 
 
+def test_held_out_episodes_are_on_the_disk_before_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = attached(tmp_path, Config())
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.fstat(file).st_ino))
+    made.measured("eval")
+    held = tmp_path / "held_out"
+    assert forced == [p.stat().st_ino for p in (held / "0.npz", held / "1.npz", held)]
+
+
 def test_an_evaluation_leaves_no_trace(tmp_path: Path) -> None:
     made, module = attached(tmp_path, Config())
     before = {name: value.clone() for name, value in module.state_dict().items()}

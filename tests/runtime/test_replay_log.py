@@ -182,6 +182,31 @@ def test_a_killed_process_loses_only_what_no_checkpoint_counts_on(tmp_path: Path
     assert held(log) == expected(8)
 
 
+def synced(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes that ``work`` forces to the disk, in order."""
+    found: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: found.append(os.fstat(file).st_ino))
+        work()
+    return found
+
+
+def test_a_power_cut_takes_no_row_that_was_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments that were filled since the flush before are forced to the disk as well."""
+    folder = tmp_path / "replay"
+    log = filled(folder, 3)
+    log.flush()
+    for index in range(3, 13):  # fills rows 3 and 4 of the first, all of the second
+        log.append(row(index))
+    files = [path.stat().st_ino for path in sorted(folder.glob("*.frames"))]
+    forced = synced(log.flush, monkeypatch)
+    assert {*files, (folder / "000000000010.frames").stat().st_ino} == set(forced[:-1])
+    assert len(files) == 2 and forced[-1] == folder.stat().st_ino  # names after what they name
+    assert not synced(log.flush, monkeypatch)
+
+
 def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path: Path) -> None:
     filled(tmp_path / "replay", 4).flush()
     crc = filled(tmp_path / "other", 4).crc

@@ -17,6 +17,7 @@ from expc_runtime.module import Module
 from expc_runtime.replay.draws import Draws, generator
 from expc_runtime.replay.environment import Environment
 from expc_runtime.replay.games import FIRST, LAST, NO_ACTION, TERMINAL, Games, frame_of
+from expc_runtime.state.files import sync
 
 __all__ = ["HELD_OUT", "Evaluate", "Evaluation"]
 
@@ -90,6 +91,7 @@ class Evaluation:
             torn.unlink()
         for number, episode in enumerate(episodes):
             self._write(folder / HELD_OUT / f"{number}.npz", episode)
+        sync(folder / HELD_OUT)
         return _figures(episodes)
 
     def floors(self) -> dict[str, float]:
@@ -145,6 +147,7 @@ class Evaluation:
         try:
             with temporary.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **columns)
+            sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

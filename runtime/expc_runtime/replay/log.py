@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from expc_runtime.errors import MissingInput
+from expc_runtime.state.files import sync
 
 __all__ = ["FrameLog"]
 
@@ -40,7 +41,8 @@ class FrameLog:
     def _clear(self) -> None:
         self.rows, self.crc = 0, 0
         self._before = 0  # CRC before the first row of the tail
-        self._written = 0  # rows on the disk
+        self._written = 0  # rows in files
+        self._unsynced: set[Path] = set()  # files that a power cut may still take rows from
         self._tail = np.zeros(self._per, self._row)
         self._maps: dict[int, NDArray[np.void]] = {}
 
@@ -101,13 +103,11 @@ class FrameLog:
     def flush(self) -> None:
         """What was appended is on the disk when this returns. Raises OSError if it is full."""
         self._write()
-        if self.rows:
-            for path in (self._path(self._number), self._folder):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+        for path in sorted(self._unsynced):
+            sync(path)
+        if self._unsynced:
+            sync(self._folder)
+        self._unsynced.clear()
 
     def _write(self) -> None:
         first = self._number * self._per
@@ -119,6 +119,7 @@ class FrameLog:
                 file.write(HEADER.pack(MAGIC, self._row.itemsize, self._before))
             file.seek(HEADER.size + (self._written - first) * self._row.itemsize)
             file.write(self._tail[self._written - first : self.rows - first].tobytes())
+        self._unsynced.add(self._path(self._number))
         self._written = self.rows
 
     def restart(self) -> None:
@@ -133,6 +134,7 @@ class FrameLog:
             first = int(path.stem)
             if first + self._per <= row:
                 self._maps.pop(first // self._per, None)
+                self._unsynced.discard(path)
                 path.unlink()
 
     def load(self, rows: int, crc: int, first: int) -> None:

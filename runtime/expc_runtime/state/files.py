@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "plain", "read_env", "read_json", "write_env", "write_json", "write_text"]
+__all__ = [
+    "append_line",
+    "plain",
+    "read_env",
+    "read_json",
+    "sync",
+    "write_env",
+    "write_json",
+    "write_text",
+]
 
 
 def plain(value: Any) -> Any:
@@ -39,11 +48,16 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """What is in the file, or the names in the folder, survive a power cut when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, data: Mapping[str, Any], *, durable: bool = False) -> None:
