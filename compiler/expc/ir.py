@@ -67,7 +67,8 @@ def fits(given: Port, wanted: Port) -> bool:
 class Flag:
     """A number the spec sets, by the name it has as a `Config` field and a command-line flag.
 
-    Lowerings carry flags, never their values: a flag changes no code. `length` is that of a list which may have no other.
+    Lowerings carry flags, never their values: a flag changes no code. `length` is that of a list which may have no other;
+    `choices` are the words that it may be.
     """
 
     field: str
@@ -77,6 +78,7 @@ class Flag:
     section: str
     swept: bool = False
     length: int | None = None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from expc.experiment import Experiment, Stage
 from expc.findings import Finding
 from expc.ir import Program
 from expc.kinds.builder import Builder
+from expc.kinds.names import hides_module
 from expc.passes import optimise
 from expc.source import KeyPath
 
@@ -17,5 +18,6 @@ def lower(
 ) -> tuple[Program, list[Finding]]:
     """The program of a stage, and what did not fit while it was written."""
     builder = Builder(experiment, stage, frozenset(swept))
+    builder.findings += hides_module(stage.name, experiment.key(*stage.path))
     program = stage.kind.lower(stage, builder)
     return optimise(program), builder.findings

@@ -119,7 +119,7 @@ class Read(Module):
 
 
 def main(cfg: Config) -> int:
-    """Train, measure, write result.json; returns the exit code."""
+    """Run this stage and leave its result.json; returns the exit code."""
     return fit(
         Read,
         cfg,

@@ -109,7 +109,7 @@ class Tell(Module):
 
 
 def main(cfg: Config) -> int:
-    """Train, measure, write result.json; returns the exit code."""
+    """Run this stage and leave its result.json; returns the exit code."""
     return fit(
         Tell,
         cfg,

@@ -7,6 +7,7 @@ python generated/pinpad_small/train_vta_force10_t1.py --seed 2
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Config(Run):
 
     out: str = "runs/pinpad_small/by_hand/train_vta_force10_t1"
     # env
-    layout: str = "three"
+    layout: Literal["three", "four", "five", "six", "seven", "eight"] = "three"
     time_limit: int = 1000
     env_batch: int = 8
     # model

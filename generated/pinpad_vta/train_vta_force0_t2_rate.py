@@ -7,6 +7,7 @@ python generated/pinpad_vta/train_vta_force0_t2_rate.py --seed 2
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Config(Run):
 
     out: str = "runs/pinpad_vta/by_hand/train_vta_force0_t2_rate"
     # env
-    layout: str = "three"
+    layout: Literal["three", "four", "five", "six", "seven", "eight"] = "three"
     time_limit: int = 1000
     # model
     encoder_depth: int = 32

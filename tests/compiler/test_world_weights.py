@@ -51,3 +51,11 @@ def test_the_width_of_an_embedding(depth: int) -> None:
     encoder = OF["conv_encoder"]
     assert encoder.width is not None
     assert encoder.width(encoder.params(depth=depth)) == ConvEncoder(depth=depth).out_features
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_what_is_reported_is_declared(name: str) -> None:
+    net = NETS[name](8, 5, hidden=8)
+    action, first = torch.eye(5)[None, :3], torch.tensor([[True, False, False]])
+    post, prior = net.observe(torch.randn(1, 3, 8), action, first)
+    assert list(net.report(post, prior)) == list(OF[name].reports)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict
@@ -59,7 +59,9 @@ class Component:
 
     Of an environment: how many `actions` it has, the `events` it tells, those that `never` happen and why, and `rewards`,
     the reward events of a uniform random policy in 1,000 steps (None: not known). Of an encoder: the `width` of what it
-    gives. Of a dynamics: the number of its `weights`, for a width and a number of actions.
+    gives. Of a dynamics: the number of its `weights`, for a width and a number of actions; the columns that it `observes`
+    beside image, action and is_first, as a function of its parameters (of those in `observes_of`); and what it `reports`
+    for the log, with which way is better.
 
     `inputs` are the arguments of a model's `forward`, and `optional` those that it may go without.
     `needs_width` says that a first part of a model must be told `in_features`; later parts are given it. `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
@@ -88,6 +90,9 @@ class Component:
     rewards: Callable[[Any], float | None] | None = None
     width: Callable[[Any], int] | None = None
     weights: Callable[[Any, int, int], int] | None = None
+    observes: Callable[[Any], tuple[str, ...]] | None = None
+    observes_of: tuple[str, ...] = ()
+    reports: Mapping[str, str] = field(default_factory=dict)
     logged: Callable[[Any], Mapping[str, str]] | None = None
     traits: frozenset[str] = frozenset()
     own: bool = False
@@ -129,6 +134,13 @@ class Use:
         least = {mark.min_length for mark in marks if isinstance(mark, MinLen)}
         most = {mark.max_length for mark in marks if isinstance(mark, MaxLen)}
         return next(iter(least & most), None)
+
+    def choices(self, name: str) -> tuple[str, ...]:
+        """The words that a parameter may be, where its declaration lists them."""
+        info = self.component.params.model_fields.get(name)
+        listed = get_args(info.annotation) if info is not None else ()
+        literal = info is not None and get_origin(info.annotation) is Literal
+        return tuple(map(str, listed)) if literal else ()
 
     def param(self, name: str) -> Any:
         """The value of a parameter, written or default."""

@@ -72,7 +72,8 @@ class TwoHot(Params):
 
 
 _STATES = (Form((Latent, Latent)),)
-"""Terms that a dynamics brings with it: methods of its own, over its states."""
+_STATE = (Form((Latent,)),)
+"""Terms that a dynamics brings with it: methods of its own, over posterior and prior, or the posterior alone."""
 
 LOSSES = (
     Component(
@@ -118,5 +119,5 @@ LOSSES = (
     Component("loss", "kl_dyn", "KL that trains the prior, the posterior held still", Nothing, ".kl", _STATES),
     Component("loss", "kl_rep", "KL that trains the posterior, the prior held still", Nothing, ".kl", _STATES),
     Component("loss", "kl_mask", "KL of the boundary detectors; trains the prior one", Nothing, ".kl", _STATES),
-    Component("loss", "kl_rate", "KL of the boundary's probability from a rate", Nothing, ".rate_prior", _STATES),
+    Component("loss", "kl_rate", "KL of the boundary's probability from a rate", Nothing, ".rate_prior", _STATE),
 )  # fmt: skip

@@ -110,6 +110,10 @@ def _segmented(params: Vta) -> Mapping[str, tuple[str, float]]:
     return {**_balanced(params), "mask": ("kl_mask", 1.0), **rate}
 
 
+def _observed(params: Vta) -> tuple[str, ...]:
+    return ("reward",) if params.posterior_input == "embed_reward" else ()
+
+
 def _dead_limits(params: Vta) -> Mapping[str, str]:
     """Without a force there are no limits; only a fixed boundary in imagination still reads the length."""
     if params.force_scale:
@@ -200,15 +204,22 @@ DECODERS = (
     ),
 )  # fmt: skip
 
+_SEGMENTS: Mapping[str, str] = {
+    "boundary_ratio": "", "forced_ratio": "lower", "free_ratio": "", "kl_mask": "lower",
+    "post_abs_entropy": "", "post_obs_entropy": "", "prior_abs_entropy": "", "prior_obs_entropy": "",
+    "sanitised": "lower",
+}  # fmt: skip
+
 DYNAMICS = (
     Component(
         "dynamics", "rssm", "recurrent state with categorical variables (Hafner 2023, DreamerV3)", Rssm,
         "expc_runtime.worlds.rssm:RSSM", terms=_balanced, weights=rssm_weights,
+        reports={"post_entropy": "", "prior_entropy": ""},
     ),
     Component(
         "dynamics", "vta", "two levels and learned segment boundaries (Kim 2019, VTA)", Vta,
         "expc_runtime.worlds.vta:VTA", terms=_segmented, terms_of=("rate",), off=_dead_limits,
-        weights=vta_weights, traits=frozenset({"boundaries"}),
+        weights=vta_weights, observes=_observed, observes_of=("posterior_input",), reports=_SEGMENTS, traits=frozenset({"boundaries"}),
     ),
 )  # fmt: skip
 

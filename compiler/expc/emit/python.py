@@ -134,7 +134,7 @@ class Imports:
             yield f"from {module} import {', '.join(sorted(names))}", module
 
 
-_STANDARD = frozenset({"dataclasses", "pathlib", "sys"})
+_STANDARD = frozenset({"dataclasses", "pathlib", "sys", "typing"})
 _DIRECT = ("expc_runtime.", *_STANDARD)
 """Functions of these are imported by name; a user's function is called by its full path."""
 
@@ -156,6 +156,7 @@ def python_file(
     path = f"{folder}/{module.file}"
     methods = tuple(_methods(program, imports))
     main = tuple(_main(program, imports))
+    sections = tuple(_sections(program.flags, imports))
     own_imports = imports.own()
     if own_imports:
         imports.whole.add("sys")
@@ -171,7 +172,7 @@ def python_file(
         own_imports=own_imports,
         program=module.digest,
         out=f"runs/{experiment}/by_hand/{stem}",
-        sections=tuple(_sections(program.flags)),
+        sections=sections,
         name=program.name,
         doc=prose(program.doc),
         methods=methods,
@@ -206,17 +207,20 @@ def shell_value(value: object) -> str:
 # -------------------------------------------------------------------------------------------------- Config
 
 
-def _sections(flags: Sequence[Flag]) -> Iterator[Section]:
+def _sections(flags: Sequence[Flag], imports: Imports) -> Iterator[Section]:
     for title, fields in groupby(flags, key=lambda flag: flag.section):
-        yield Section(title, tuple(_field(flag) for flag in fields))
+        yield Section(title, tuple(_field(flag, imports) for flag in fields))
 
 
-def _field(flag: Flag) -> Line:
+def _field(flag: Flag, imports: Imports) -> Line:
     mark = "  # *" if flag.swept else ""
-    return Line(
-        f"{flag.field}: {_type(flag.default, flag.length)} = {literal(flag.default)}{mark}",
-        flag.path,
-    )
+    kind = _one_of(flag.choices, imports) or _type(flag.default, flag.length)
+    return Line(f"{flag.field}: {kind} = {literal(flag.default)}{mark}", flag.path)
+
+
+def _one_of(choices: tuple[str, ...], imports: Imports) -> str:
+    words = ", ".join(map(literal, choices))
+    return f"{imports.call('typing:Literal')}[{words}]" if choices else ""
 
 
 def _type(value: object, length: int | None = None) -> str:

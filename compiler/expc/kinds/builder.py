@@ -84,7 +84,13 @@ class Builder:
         """Whether somebody set the path. Default values are never flags."""
         return self.experiment.is_written(self.path(*keys))
 
-    def flag(self, *keys: str | int, length: int | None = None) -> Operand:
+    def fixed(self, *keys: str | int) -> Operand:
+        """A scalar that decides the code around it: printed as it is, for a flag could not turn that."""
+        return _plain(self.static(*keys))
+
+    def flag(
+        self, *keys: str | int, length: int | None = None, choices: tuple[str, ...] = ()
+    ) -> Operand:
         """A scalar as the spec sets it: a flag when somebody wrote it, its value when nobody did."""
         path = self.path(*keys)
         value = _plain(self.experiment.tree.get(path))
@@ -93,7 +99,7 @@ class Builder:
             return None
         if not self.experiment.is_written(path) and path not in self.swept:
             return value
-        return self._flagged(path, value, length)
+        return self._flagged(path, value, length, choices)
 
     def word(self, *keys: str | int) -> Operand:
         """A choice such as a precision, as text: a flag when somebody wrote it."""
@@ -103,12 +109,19 @@ class Builder:
             return value
         return self._flagged(path, value)
 
-    def _flagged(self, path: KeyPath, value: Operand, length: int | None = None) -> Flag:
+    def _flagged(
+        self,
+        path: KeyPath,
+        value: Operand,
+        length: int | None = None,
+        choices: tuple[str, ...] = (),
+    ) -> Flag:
         if path not in self._flags:
             span = self.experiment.value(*path)
             section = str(path[2]) if len(path) > 3 else "training"
             swept = path in self.swept
-            self._flags[path] = Flag(self._fields[path], value, path, span, section, swept, length)
+            field = self._fields[path]
+            self._flags[path] = Flag(field, value, path, span, section, swept, length, choices)
         return self._flags[path]
 
     def weight(self, *keys: str | int) -> Flag | float | None:
@@ -132,18 +145,18 @@ class Builder:
 
     def arguments(self, use: Use, *, leave: Sequence[str] = ()) -> tuple[tuple[str, Operand], ...]:
         """The written parameters of a component, as keyword arguments."""
-        keys = self.keys(use.path)
         extra = [name for name in use.params.model_extra or {} if name not in use.written]
         return tuple(
-            (name, self._argument(*keys, name, length=use.length(name)))
+            (name, self._argument(use, name))
             for name in [*use.written, *extra]
             if name not in leave
         )
 
-    def _argument(self, *keys: str | int, length: int | None) -> Operand:
+    def _argument(self, use: Use, name: str) -> Operand:
+        keys = (*self.keys(use.path), name)
         if isinstance(self.experiment.tree.get(self.path(*keys)), dict):
-            return _plain(self.static(*keys))
-        return self.flag(*keys, length=length)
+            return self.fixed(*keys)
+        return self.flag(*keys, length=use.length(name), choices=use.choices(name))
 
     # --------------------------------------------------------------------------------------- statements
 

@@ -201,7 +201,7 @@ ATTRIBUTES = frozenset(
 """Attributes of the runtime's module: a part or a metric of that name would replace it. A test holds it complete."""
 
 IMPORTED = frozenset(sys.stdlib_module_names) | {
-    "expc", "expc_runtime", "numpy", "pytorch_lightning", "rich", "safetensors", "sklearn", "tensorboard", "torch",
+    "expc", "expc_runtime", "matplotlib", "numpy", "pytorch_lightning", "rich", "safetensors", "sklearn", "tensorboard", "torch",
     "torchmetrics",
 }  # fmt: skip
 """Modules that a run imports: a generated file of that name would hide them, as it stands first on the path."""

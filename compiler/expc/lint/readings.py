@@ -125,7 +125,7 @@ def whole(stage: Stage) -> float | None:
     if span is None or span[0] != "env_steps" or replay is None:
         return in_updates(stage, span)
     prefill, pretrain = replay.prefill, replay.pretrain
-    steps = span[1] - (prefill.env_steps if prefill is not None else 0)
+    steps = span[1] - prefill.env_steps
     found = in_updates(stage, ("env_steps", steps))
     return found + (pretrain.updates if pretrain is not None else 0) if found is not None else None
 

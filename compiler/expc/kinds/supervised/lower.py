@@ -29,7 +29,7 @@ from expc.ir import (
 )
 from expc.kinds import training
 from expc.kinds.builder import Builder
-from expc.kinds.names import clashes, class_name, hides_module, replaced
+from expc.kinds.names import clashes, class_name, replaced
 from expc.kinds.supervised.bind import Bound, bind, port_of
 from expc.kinds.supervised.shape import OPTIMIZER, Supervised, logged
 from expc.shape import missing_key
@@ -75,7 +75,6 @@ def _misnamed(stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]) -
     converted += [(f"{v.name}_logits", v.span) for v in heads.values() if v.port is Prob]
     columns = [(value.name, value.span) for value in bound.columns.values()]
     total = [(f"total_{OPTIMIZER}", b.experiment.key(*b.path("loss")))]
-    yield from hides_module(stage.name, b.experiment.key(*stage.path))
     yield from replaced(nets)
     yield from clashes([*nets, *places("heads", "_head")], "parts")
     yield from clashes(

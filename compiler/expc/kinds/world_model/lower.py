@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from expc.components.core import Use
 from expc.experiment import Stage
-from expc.findings import Finding
+from expc.findings import Edit, Finding
 from expc.ir import (
     BinaryLogits,
     Call,
@@ -58,9 +58,6 @@ _COLUMNS: dict[str, tuple[Port, str]] = {
 }
 """What a batch of replay holds, in order."""
 
-_READS = "posterior_input"
-"""What a dynamics reads beside the embedding: it decides what `observe` is given, so it is no flag."""
-
 WORLD = ("encoder", "dynamics", "decoder", "reward_head", "cont_head")
 """The nets of the world model's own optimizer."""
 
@@ -93,9 +90,10 @@ def lower(stage: Stage, b: Builder) -> Program:
 
 
 def _misplaced(stage: Stage, b: Builder) -> Iterator[Finding]:
-    """Losses of what no head tells, and heads without a loss."""
+    """Losses of what no head tells, terms under another's name, and heads without a loss."""
     parts = stage.maps["model"].values()
     brought = [key for use in parts for key in _terms(use)]
+    yield from (_not_its_term(b, use, key) for use in parts for key in _replaced(stage, use))
     known = {key for use in parts for key in use.component.terms_of}
     for key in stage.maps["loss"]:
         if key in (*RECONSTRUCTED, *brought):
@@ -111,8 +109,28 @@ def _misplaced(stage: Stage, b: Builder) -> Iterator[Finding]:
             yield missing_key(key, b.experiment.tree, b.path("loss"), "`loss`", about)
 
 
-def _terms(use: Use) -> list[str]:
-    return list(use.component.terms(use.params)) if use.component.terms else []
+def _terms(use: Use) -> dict[str, str]:
+    """The terms that a component brings: key -> loss."""
+    brought = use.component.terms(use.params) if use.component.terms else {}
+    return {key: loss for key, (loss, _) in brought.items()}
+
+
+def _replaced(stage: Stage, use: Use) -> list[str]:
+    losses = stage.maps["loss"]
+    return [key for key, loss in _terms(use).items() if key in losses and losses[key].name != loss]
+
+
+def _not_its_term(b: Builder, use: Use, key: str) -> Finding:
+    """A term is what its component computes: the spec may weigh it, and that is all."""
+    place, term = b.experiment.value(*b.path("loss", key, "use")), _terms(use)[key]
+    return Finding(
+        "XC103",
+        f"loss `{key}` of `{use.name}` is `{term}`",
+        place,
+        why=f"`{use.name}` computes it, whatever is named here",
+        help="leave `use` out, and write its `weight` alone",
+        fix=(Edit(place, term, safe=False),),
+    )
 
 
 def _columns(b: Builder) -> dict[str, Value]:
@@ -157,11 +175,16 @@ def _net(
     first: tuple[Operand, ...],
     given: tuple[tuple[str, Operand], ...] = (),
 ) -> None:
-    chosen = tuple(
-        (key, str(b.static(*b.keys(use.path), key))) for key in use.written if key == _READS
-    )
-    build = Call(target, first, (*given, *b.arguments(use, leave=(_READS,)), *chosen))
+    decides = [key for key in use.written if key in _deciding(use)]
+    chosen = tuple((key, b.fixed(*b.keys(use.path), key)) for key in decides)
+    build = Call(target, first, (*given, *b.arguments(use, leave=decides), *chosen))
     b.nets.append(Net(name, build, b.experiment.key(*use.path), use.path))
+
+
+def _deciding(use: Use) -> set[str]:
+    """Parameters that decide what the update calls: what is observed, and terms that are left out."""
+    absent = {name for name in use.component.terms_of if not use.param(name)}
+    return {*use.component.observes_of, *absent}
 
 
 def _port_of(use: Use, target: Port) -> Port:
@@ -183,9 +206,10 @@ def _world(stage: Stage, b: Builder, columns: dict[str, Value]) -> tuple[Phase, 
         b, "embed", Features, "self.encoder", (columns["image"],), b.path("model", "encoder")
     )
     read: list[Operand] = [embed, columns["action"], columns["is_first"]]
-    if _READS in dynamics.component.fields():
-        chosen = b.static("model", "dynamics", _READS)
-        read += [columns["reward"]] if "reward" in str(chosen) else []
+    for name in dynamics.component.observes_of:
+        b.static("model", "dynamics", name)
+    if dynamics.component.observes is not None:
+        read += [columns[name] for name in dynamics.component.observes(dynamics.params)]
     post, prior = _state(b, "post"), _state(b, "prior")
     b.emit("call", (post, prior), "self.dynamics.observe", read, of_dynamics)
     feat = _call(b, "feat", Features, "self.dynamics.features", (post,), of_dynamics)
@@ -229,13 +253,14 @@ def _of_dynamics(
     dynamics = stage.maps["model"]["dynamics"]
     for name in dynamics.component.terms_of:
         b.static("model", "dynamics", name)
-    brought = [key for key in _terms(dynamics) if key in stage.maps["loss"]]
+    lost = _replaced(stage, dynamics)  # told
+    brought = [key for key in _terms(dynamics) if key in stage.maps["loss"] and key not in lost]
     uses = stage.maps["loss"]
     for method, keys in groupby(brought, key=lambda key: uses[key].component.target):
         named = {
             key: b.value(f"{key}_loss", Scalar, b.experiment.key(*uses[key].path)) for key in keys
         }
-        states = (post, prior) if len(named) > 1 else (post,)
+        states = (post, prior)[: len(uses[next(iter(named))].component.forms[0].takes)]
         b.emit("term", named.values(), f"self.dynamics{method}", states, dynamics.path)
         terms.update(named)
 
@@ -378,9 +403,9 @@ def _feed(stage: Stage, b: Builder, columns: dict[str, Value]) -> Feed:
     if b.written("replay", "capacity"):
         kwargs.append(("capacity", b.flag("replay", "capacity")))
     shape: WorldModel = stage.shape
-    for key, span in (("prefill", shape.replay.prefill), ("pretrain", shape.replay.pretrain)):
-        if span is not None:
-            kwargs.append((key, training.clock(b, "replay", key)))
+    kwargs.append(("prefill", training.clock(b, "replay", "prefill")))
+    if shape.replay.pretrain is not None:
+        kwargs.append(("pretrain", training.clock(b, "replay", "pretrain")))
     kwargs.append(("evaluate", _evaluate(b)))
     path = b.path("replay")
     build = Call("expc_runtime.replay:Replay", (env,), tuple(kwargs))

@@ -51,8 +51,16 @@ class Replay(Shape):
     train_ratio: Annotated[float, Field(gt=0)] = Field(
         512.0, description="replayed frames for each step of the environment"
     )
-    prefill: EnvSteps | None = Field(None, description="random steps before the first update")
+    prefill: EnvSteps = Field(description="random steps before the first update")
     pretrain: Updates | None = Field(None, description="updates at the first step after them")
+
+    @model_validator(mode="after")
+    def _holds_the_prefill(self) -> Self:
+        if self.capacity < self.prefill.env_steps:
+            raise ValueError(
+                f"has a `capacity` of {self.capacity} frames, and `prefill` alone is {self.prefill.env_steps}"
+            )
+        return self
 
 
 class Evaluations(Shape):
@@ -126,7 +134,7 @@ class WorldModel(Shape):
     @model_validator(mode="after")
     def _learns_after_prefill(self) -> Self:
         prefill = self.replay.prefill
-        if prefill and self.until.env_steps and self.until.env_steps <= prefill.env_steps:
+        if self.until.env_steps and self.until.env_steps <= prefill.env_steps:
             raise ValueError(
                 f"ends at {self.until.env_steps} steps, all of them random: "
                 f"`replay.prefill` takes {prefill.env_steps}"
@@ -145,8 +153,10 @@ def logged(stage: Stage) -> dict[str, str]:
     terms = dict.fromkeys([*stage.maps["loss"], "policy", "value", "slow", *totals], "lower")
     train = {f"train/{key}": better for key, better in terms.items()}
     episodes = {"return": "higher", "length": "", "reward_events": "higher"}
+    reports = stage.maps["model"]["dynamics"].component.reports
     return {
         **train,
+        **{f"train/{key}": better for key, better in reports.items()},
         "train/entropy": "",
         **{f"train/{key}": episodes[key] for key in ("return", "length")},
         **{f"eval/{key}": better for key, better in episodes.items()},

@@ -7,6 +7,7 @@ python expected/train_vta.py --world-lr 0.001 --seed 2
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Config(Run):
 
     out: str = "runs/worlds/by_hand/train_vta"
     # env
-    layout: str = "three"
+    layout: Literal["three", "four", "five", "six", "seven", "eight"] = "three"
     time_limit: int = 30
     env_batch: int = 2
     # model
