@@ -23,6 +23,12 @@ class Work:
     keep: int  # generations of checkpoints that one may have to go back to
     smoke: bool  # just enough of everything to have run it once
     warn: Callable[[str], None]
+    alive: Callable[[str], None]
+    """To be called again and again in work that is no update, with what is done, for people.
+
+    Raises Stopped where the training is to stop: what was being measured is measured again by the
+    run that goes on, so leave everything as it was between two steps.
+    """
 
 
 class TrainingFeed(Paced, Protocol):

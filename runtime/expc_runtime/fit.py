@@ -29,7 +29,7 @@ from expc_runtime.progress import progress
 from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
 from expc_runtime.saving import Best, Saves
-from expc_runtime.signals import Requests
+from expc_runtime.signals import Requests, Stopped
 from expc_runtime.state import Claim, Result
 from expc_runtime.trainer import Chunks, Told, device_of, trainer
 
@@ -123,6 +123,7 @@ class Training:
         self.best = Best(self.saves.store, self.monitor)
         self.gate = GateWatch(self.until.gate) if self.until.gate else None
         self.began = time.monotonic()
+        self.shown = 0.0  # when it was last said that it lives
         self.spent = 0.0  # seconds of training in earlier attempts
         self.ended = False  # by gate or budget; nothing but the result is missing
 
@@ -161,6 +162,7 @@ class Training:
                 keep=self.checkpoint.keep,
                 smoke=self.cfg.smoke,
                 warn=self.warn,
+                alive=self._alive,
             )
         )
         self.total = self.until.updates(feed)
@@ -222,17 +224,28 @@ class Training:
 
     def _pulse(self) -> bool:
         """About once a second, and at once after a signal; true ends the training here."""
-        module, now = self.module, time.monotonic()
-        module.wake_at(now + PULSE)
-        done, total = self._gone()
-        self._beat()
-        self.progress.tick(done, total, f"epoch {module.epoch + 1}  update {module.updates}")
+        module = self.module
+        self._show(f"update {module.updates}")
+        module.wake_at(self.shown + PULSE)
         if self.requests.stop:
             return True
         if self.requests.save or self.saves.due(module):
             self.requests.save = False
             self._save()
         return self._budget_gone()
+
+    def _alive(self, doing: str) -> None:
+        """In long work beside the updates; raises Stopped after a signal."""
+        if self.requests.stop:
+            raise Stopped
+        if time.monotonic() >= self.shown + PULSE:
+            self._show(doing)
+
+    def _show(self, doing: str) -> None:
+        """Say to the status, and to people, that the training lives."""
+        self.shown = time.monotonic()
+        self._beat()
+        self.progress.tick(*self._gone(), f"epoch {self.module.epoch + 1}  {doing}")
 
     def _beat(self, *, force: bool = False) -> None:
         done, total = self._gone()
@@ -267,14 +280,17 @@ class Training:
         """Measure and decide; true if training ends. Also called where the budget cuts an epoch."""
         module = self.module
         module.settle()
-        if self.requests.stop:
+        try:
+            if self.requests.stop:
+                raise Stopped
+            self.feed.complete(module.updates)
+            self._flushed()
+            whole = module.updates == self.feed.updates_after(module.epoch + 1)
+            self.figures.measure()
+        except Stopped:
             self._flushed()
             self._save()
             return True
-        self.feed.complete(module.updates)
-        self._flushed()
-        whole = module.updates == self.feed.updates_after(module.epoch + 1)
-        self.figures.measure()
         gate_ends = self.gate is not None and self.gate.see(self.figures.last)
         self.best.see(self.figures.last, module, self.feed)
         self.say(self.figures.line())

@@ -28,13 +28,14 @@ class Figures:
     def measure(self) -> None:
         """Measure every split but test, log it, and look for an answer that never changes."""
         module, spread = self._module, Spread(self._module)
-        self.last = {}
+        figures: dict[str, float] = {}
         try:
             for split in self._feed.splits():
                 if split != "test":
-                    self.last |= self._log_of(split, module.updates, module.epoch + 1)
+                    figures |= self._log_of(split, module.updates, module.epoch + 1)
         finally:
             spread.close()
+        self.last = figures
         for head in spread.constant():
             self._warn(
                 f"output {head + 1} of {type(module).__name__} is the same for every row: "

@@ -18,6 +18,7 @@ from torchmetrics import Metric
 
 from expc_runtime.optim import Drive, NonFinite
 from expc_runtime.ports import Latent
+from expc_runtime.signals import Stopped
 
 __all__ = ["Batch", "Module", "Records", "detach_tree"]
 
@@ -295,6 +296,8 @@ class Module(pl.LightningModule):
                 if monotonic() >= live.wake and live.woken is not None and live.woken():
                     self.trainer.should_stop = True
                     break
+        except Stopped:  # by what was done to make the next batch
+            self.trainer.should_stop = True
         except NonFinite as hit:
             self._accuse(hit, live.updates - hit.late)
 

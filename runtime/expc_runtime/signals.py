@@ -1,11 +1,15 @@
-"""A request to stop: the handler raises a flag, the loop acts on it between two updates."""
+"""A request to stop: the handler raises a flag, the loop acts on it between two updates or steps."""
 
 import signal
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["Requests"]
+__all__ = ["Requests", "Stopped"]
+
+
+class Stopped(Exception):
+    """Raised in long work beside the updates, where it may be left: the training is to stop."""
 
 
 class Requests:

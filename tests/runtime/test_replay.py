@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from expc_runtime import fit as fit_module
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Updates
 from expc_runtime.envs.pinpad import PinPad
@@ -44,7 +45,7 @@ from expc_runtime.replay import log as log_module
 from expc_runtime.replay.draws import Draws
 from expc_runtime.replay.episodes import Episodes
 from expc_runtime.replay.feed import Landing
-from expc_runtime.replay.games import FIRST
+from expc_runtime.replay.games import FIRST, Games
 from expc_runtime.replay.schedule import Schedule
 from expc_runtime.state import read_result, read_status
 
@@ -315,8 +316,10 @@ def attached(
     made = replay(cfg, **how)
     made.setup(CPU, cfg.seed)
     until = Until(EnvSteps(cfg.env_steps))
-    work = Work(module, tmp_path, until, keep=2, smoke=cfg.smoke, warn=lambda text: None)
-    made.attach(work)
+    told: list[str] = []
+    made.attach(
+        Work(module, tmp_path, until, keep=2, smoke=cfg.smoke, warn=told.append, alive=told.append)
+    )
     return made, module
 
 
@@ -671,6 +674,61 @@ def test_a_run_that_was_asked_to_stop_goes_on_bit_for_bit(
     assert final(root)["progress"]["updates"] == at + 1
     assert in_child(lambda: train(root)) == 0
     assert_goes_on(unbroken, root)
+
+
+def struck(envs: int, at: int) -> Callable[[Any], Module]:
+    """Modules whose process is asked to stop in step ``at`` (from 1) of ``envs`` environments."""
+    count = 0
+
+    def advance(games: Games, action: Tensor, u: Tensor) -> Tensor:
+        nonlocal count
+        count += games.env.batch == envs
+        if count == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return played(games, action, u)
+
+    played = Games.advance
+    Games.advance = advance  # type: ignore[assignment, method-assign]  # of a child
+    return Small
+
+
+@pytest.mark.parametrize(
+    ("envs", "at", "row", "updates"),
+    [(2, 5, 5, 0), (3, 4, 40, 15), (3, 2 * 13 + 4, 65, 31)],  # prefill, two of the evaluations
+)
+def test_long_work_beside_the_updates_is_left_at_once(
+    root: Path, envs: int, at: int, row: int, updates: int
+) -> None:
+    """Neither the rest of a prefill nor that of an evaluation is played, and nothing is lost."""
+    whole = Config(out="runs/whole/x/play", episodes=3)
+    broken = replace(whole, out="runs/broken/x/play")
+    assert in_child(lambda: train(root, whole)) == 0
+    assert in_child(lambda: train(root, broken, struck(envs, at))) == 75
+    left = final(root, broken)
+    assert (left["feed"]["row"], left["progress"]["updates"]) == (row, updates)
+    assert in_child(lambda: train(root, broken)) == 0
+    assert_goes_on(root, root, whole, broken)
+
+
+def test_long_work_beside_the_updates_says_that_it_lives(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Screen:
+        def tick(self, done: float, total: float, words: str) -> None:
+            told.append(words)
+
+        def line(self, text: str) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(fit_module, "PULSE", 0.0)
+    monkeypatch.setattr(fit_module, "progress", lambda title: Screen())
+    assert train(root) == 0
+    assert told[:2] == ["epoch 1  env step 0", "epoch 1  env step 2"]
+    assert told.count("epoch 1  evaluation") == 12  # a step each
+    assert told.count("epoch 1  update 1") == 1
 
 
 def assert_goes_on(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expc_runtime.clocks import EnvSteps
+from expc_runtime.feeds import Work
 from expc_runtime.module import Module
 from expc_runtime.replay.draws import Draws, generator
 from expc_runtime.replay.environment import Environment
@@ -77,21 +78,23 @@ class Evaluation:
         self._seed = seed
         self._limit = SMOKE_STEPS if smoke else None
 
-    def measured(self, module: Module, folder: Path) -> dict[str, float]:
-        """Figures of whole episodes, which are left in ``folder``/held_out."""
+    def measured(self, work: Work) -> dict[str, float]:
+        """Figures of whole episodes, which are left in ``held_out`` of the stage's folder."""
+        module, held = work.module, work.folder / HELD_OUT
         games = Games(self._env.like(batch=self._how.episodes))
+
+        def choose(v: Tensor) -> Tensor:
+            work.alive("evaluation")
+            return games.choose(module, v, self._how.policy)
+
         with _aside(module, int(generator(self._seed, "latents").integers(2**62))):
-            episodes = self._played(
-                games,
-                lambda v: games.choose(module, v, self._how.policy),
-                self._draws("evaluate", self._seed, games),
-            )
-        (folder / HELD_OUT).mkdir(exist_ok=True)
-        for torn in (folder / HELD_OUT).glob(".*.tmp"):  # of a process that was killed
+            episodes = self._played(games, choose, self._draws("evaluate", self._seed, games))
+        held.mkdir(exist_ok=True)
+        for torn in held.glob(".*.tmp"):  # of a process that was killed
             torn.unlink()
         for number, episode in enumerate(episodes):
-            self._write(folder / HELD_OUT / f"{number}.npz", episode)
-        sync(folder / HELD_OUT)
+            self._write(held / f"{number}.npz", episode)
+        sync(held)
         return _figures(episodes)
 
     def floors(self) -> dict[str, float]:

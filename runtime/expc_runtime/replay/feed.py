@@ -143,8 +143,9 @@ class Replay:
     def _play_to(self, row: int) -> None:
         """Play until there are ``row`` rows."""
         games, module = self._games, self._work.module
-        prefill = self._plan.prefill_rows
+        prefill, alive, envs = self._plan.prefill_rows, self._work.alive, self._env.batch
         while self._row < row:
+            alive(f"env step {self._row * envs}")
             u, v = self._draws.row(self._row)
             action = games.guess(v) if self._row < prefill else games.choose(module, v)
             self._keep(self._landing.push(games.record(games.advance(action, u))))
@@ -243,7 +244,7 @@ class Replay:
         return ["eval"]
 
     def measured(self, split: str) -> dict[str, float]:
-        return self._evaluation.measured(self._work.module, self._work.folder)
+        return self._evaluation.measured(self._work)
 
     def floors(self) -> dict[str, float]:
         return self._evaluation.floors()
