@@ -29,6 +29,7 @@ ClassLogits = Port("ClassLogits", "class logits")
 Prob = Port("Prob", "probabilities in 0..1")
 ClassProbs = Port("ClassProbs", "a distribution over classes")
 Real = Port("Real", "real numbers")
+Image = Port("Image", "images")
 ClassId = Port("ClassId", "class ids")
 Features = Port("Features", "features")
 TwoHotLogits = Port("TwoHotLogits", "logits over two-hot buckets")
@@ -43,7 +44,7 @@ Any_ = Port("Any", "anything")
 PORTS: Mapping[str, Port] = {
     port.name: port
     for port in (
-        BinaryLogits, ClassLogits, Prob, ClassProbs, Real, ClassId, Features, TwoHotLogits, Scalar,
+        BinaryLogits, ClassLogits, Prob, ClassProbs, Real, Image, ClassId, Features, TwoHotLogits, Scalar,
         Count, Latent, Trajectory, Tokens, ItemId, Any_,
     )
 }  # fmt: skip

@@ -88,13 +88,16 @@ def _circle(experiment: Experiment, waiting: Sequence[str]) -> Finding:
             circle = [*trail[trail.index(parent) :], parent]
             break
         trail.append(parent)
-    place = experiment.key("stages", circle[0], "init")
+    measures = experiment.tree.where.get(("stages", circle[0], "of"))
+    place = measures.value if measures is not None else experiment.key("stages", circle[0], "init")
     return Finding(
         "XC202",
         f"stages wait for each other: {' -> '.join(f'`{name}`' for name in circle)}",
         place,
         why="none of them could ever start",
-        help=f"let `{circle[0]}` start from a file, or from a stage outside the circle",
+        help=f"let `{circle[0]}` measure a stage that is trained"
+        if measures is not None
+        else f"let `{circle[0]}` start from a file, or from a stage outside the circle",
     )
 
 

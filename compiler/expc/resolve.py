@@ -6,7 +6,7 @@ import builtins
 import keyword
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from expc import components
 from expc.components.core import WORDS, Family, Params, Use
+from expc.components.own import FAMILIES as OWN
 from expc.components.own import own_component
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, Span, SpecError, an, listed, suggest
@@ -22,7 +23,7 @@ from expc.kinds.names import TAKEN
 from expc.shape import missing_key, nested, not_brought, retell, unknown_key
 from expc.source import KeyPath, Source, read
 from expc.spec import Header, Shape, Slot
-from expc.tree import Tree, Where, extend, from_source
+from expc.tree import Tree, Where, extend, from_source, paths
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
@@ -371,10 +372,25 @@ def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None,
     if component.params.model_config.get("extra") == "allow":
         findings = [_bad_name(key, tree, (*path, key)) for key in own if not _is_argument(key)]
     params = _validated(component.params, own, tree, path, owner, slot_fields, findings)
+    findings = [_picked(each, tree, path) for each in findings]
     shape = _validated(slot.shape, of_slot, tree, path, owner, [], findings) if slot.shape else None
     if findings or params is None:
         return None, findings
     return Use(component, params, path, shape), []
+
+
+def _picked(found: Finding, tree: Tree, path: KeyPath) -> Finding:
+    """A key that the spec writes for one component, and a sweep picks another: the key is no slip of the pen."""
+    use = tree.at((*path, "use"))
+    if found.code != "XC101" or use.origin != "sweep" or found.span in (use.key, use.value):
+        return found
+    name, whole = tree.get((*path, "use")), ".".join(map(str, path[path[0] == "stages" :]))
+    return replace(
+        found,
+        help=f"let the sweep set all of it, keys and all: `{whole}: {{use: {name}}}`",
+        notes=(*found.notes, Note(use.value, f"`{name}` is picked here")),
+        fix=(),
+    )
 
 
 def _is_argument(key: str) -> bool:
@@ -419,7 +435,8 @@ def _unknown_component(name: str, tree: Tree, path: KeyPath, wanted: Family) -> 
     notes: tuple[Note, ...] = ()
     if elsewhere:
         notes = (Note(place, f"`{name}` is {_family(elsewhere[0])}, not {_family(wanted)}"),)
-    choices = f"{_some(wanted)}, or your own as `package.module:Name`"
+    own = ", or your own as `package.module:Name`" if wanted in OWN else ""
+    choices = _some(wanted) + own
     fix = (Edit(place, hint.split("`")[1]),) if hint else ()
     return Finding(
         "XC104",
@@ -457,8 +474,8 @@ def _filled(
         value = getattr(model, name)
         here = (*path, key)
         if name not in model.model_fields_set:
-            where[here] = default
             data[key] = _plain(value)
+            where.update(dict.fromkeys(paths(data[key], here), default))
         elif isinstance(value, BaseModel):
             data[key] = _filled(tree, here, value, where)
         elif isinstance(value, dict) and all(isinstance(v, BaseModel) for v in value.values()):

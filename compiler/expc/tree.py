@@ -74,7 +74,7 @@ class Tree:
         }
         for depth in range(1, len(path)):
             places.setdefault(path[:depth], where)
-        places.update(dict.fromkeys(_paths(value, path), where))
+        places.update(dict.fromkeys(paths(value, path), where))
         return Tree(_put(self.data, path, value), places)
 
     def replaced(self, path: KeyPath, value: Any) -> Tree:
@@ -136,11 +136,12 @@ def _put(data: Any, path: KeyPath, value: Any) -> Any:
     return {**node, head: _put(node.get(head), tuple(rest), value)}
 
 
-def _paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+def paths(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+    """A path, and every one below it in the value that stands there."""
     yield path
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _paths(item, (*path, key))
+            yield from paths(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _paths(item, (*path, index))
+            yield from paths(item, (*path, index))

@@ -16,5 +16,6 @@ ClassLogits: TypeAlias = Tensor  # (B, C) unnormalised log probabilities
 ClassProbs: TypeAlias = Tensor  # (B, C) rows of probabilities
 Prob: TypeAlias = Tensor  # (B,) or (B, L) probabilities in [0, 1]
 Real: TypeAlias = Tensor  # (B,) or (B, L) any real number
+Image: TypeAlias = Tensor  # (..., H, W, C) real numbers
 ClassId: TypeAlias = Tensor  # (B,) integers in [0, C)
 Latent: TypeAlias = dict[str, Tensor]  # a state: tensors by name, rows first

@@ -8,6 +8,7 @@ import pytest
 
 from expc.emit.python import literal
 from expc.findings import Finding
+from expc.lint.check import check
 from expc.lint.pages import WORLD
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def module(project: Project, text: str | None = None) -> str:
     files = project.render(text).files
     (name,) = [name for name in files if name.rpartition("/")[2].startswith("train")]
     return files[name]
+
+
+def lint(project: Project, text: str) -> list[Finding]:
+    return list(check(project.write(project.spec, text), project.root).findings)
 
 
 def only(found: list[Finding], code: str) -> Finding:
@@ -87,6 +92,89 @@ def test_what_decides_the_code_is_no_flag(world: Project) -> None:
     assert "self.dynamics.observe(embed, action, is_first, reward)" in read
 
 
-def test_a_monitor_may_watch_what_the_dynamics_reports(world: Project) -> None:
+def test_a_monitor_watches_what_is_measured(world: Project) -> None:
+    """What the dynamics reports is logged while it trains; the best is told apart by whole episodes."""
     text = world.changed("episodes: 4}\n", "episodes: 4}\n    monitor: {few: train/forced_ratio}\n")
-    assert '"train/forced_ratio"' in module(world, text)
+    found = only(lint(world, text), "XC203")
+    assert "nothing measures it when an epoch ends" in found.message
+    assert "`eval/return`" in found.help
+
+
+@pytest.mark.parametrize(
+    ("key", "use", "code", "said"),
+    [
+        ("image: {use: mse_sum}", "twohot_symlog", "XC308", "is of images"),
+        ("reward: {use: twohot_symlog}", "mse_sum", "XC308", "is of real numbers"),
+        ("reward: {use: twohot_symlog}", "bce", "XC308", "is of real numbers"),
+        ("image: {use: mse_sum}", "kl_dyn", "XC308", "is of images"),
+    ],
+)
+def test_a_loss_suits_what_is_reconstructed(
+    world: Project, key: str, use: str, code: str, said: str
+) -> None:
+    """There are no heads to choose in a world model: the help names losses that would do."""
+    usual = key.split("use: ")[1].rstrip("}")
+    found = only(world.findings(world.changed(key, key.replace(usual, use))), code)
+    assert said in found.message
+    assert f"`{usual}`" in found.help and "gives" not in found.help and "target" not in found.help
+    assert f"`{use}`" not in found.help
+
+
+def test_a_clock_that_a_place_does_not_have_is_not_proposed(world: Project) -> None:
+    text = world.changed(
+        "episodes: 4}\n", "episodes: 4}\n    checkpoint: {every: {updates: 9, minutes: 1.0}}\n"
+    )
+    assert only(world.findings(text), "XC209").help.startswith("name one of `updates`, `minutes`,")
+
+
+def test_what_stands_below_a_default_can_be_swept(world: Project) -> None:
+    text = world.swept("grid: {train.checkpoint.keep: [2, 3]}")
+    assert lint(world, text) == []
+    assert "keep: int = 2  # *" in module(world, text)
+
+
+def test_a_key_for_what_a_sweep_replaces_is_no_slip(world: Project) -> None:
+    """`obs_action_input` is right where it stands: the sweep picks another dynamics beside it."""
+    text = world.swept("grid: {train.model.dynamics.use: [vta, rssm]}")
+    for found in lint(world, text):
+        assert found.code == "XC101" and not found.fix
+        assert "train.model.dynamics: {use: rssm}" in found.help
+        assert "`rssm` is picked here" in [note.text for note in found.notes]
+
+
+def test_only_what_can_be_your_own_is_said_to(world: Project) -> None:
+    text = world.changed("use: actor_critic", "use: ppo")
+    assert "your own" not in only(world.findings(text), "XC104").help
+
+
+@pytest.mark.parametrize(
+    "key", ["events: [pad_enter, pad_enter]", "events: [pad_enter], pictures: [grid, grid]"]
+)
+def test_nothing_is_measured_twice(world: Project, key: str) -> None:
+    text = world.changed("events: [pad_enter]", key)
+    assert "twice" in only(world.findings(text), "XC103").message
+
+
+def test_an_evaluation_of_an_evaluation(world: Project) -> None:
+    more = (
+        "  again:\n    kind: evaluate\n    of: boundaries\n    measure: {use: boundary_alignment}\n"
+    )
+    found = only(lint(world, world.text + more), "XC717")
+    assert found.help == "measure `train`"
+
+
+@pytest.mark.parametrize("every", ["1", "7"])
+def test_evaluations_leave_room_for_an_update(world: Project, every: str) -> None:
+    """12 * 40 / 320 = 1.5 steps an update; of four copies, a row is the least there is."""
+    text = world.changed("every: {env_steps: 6000}", f"every: {{env_steps: {every}}}")
+    told = [found.code for found in lint(world, text)]
+    assert told == (["XC716"] if every == "1" else [])
+    four = text.replace("time_limit: 1000}", "time_limit: 1000, batch: 8}")
+    assert "set it to 8 or more" in only(lint(world, four), "XC716").help
+
+
+def test_a_budget_that_the_copies_fill(world: Project) -> None:
+    """800 copies have their first 1,200 steps after 1,600."""
+    text = world.changed("time_limit: 1000}", "time_limit: 1000, batch: 800}")
+    text = text.replace("until: {env_steps: 43200}", "until: {env_steps: 1700}")
+    assert "fill the replay until 1600" in only(lint(world, text), "XC716").message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from expc.components.core import Component, Params
 
@@ -49,6 +49,14 @@ class BoundaryAlignment(Params):
         ["grid", "internal", "fired"], description="what is drawn of the first episode"
     )
     length: Annotated[int, Field(ge=2)] = Field(20, description="frames of a picture's window")
+
+    @field_validator("events", "pictures")
+    @classmethod
+    def _each_once(cls, listed: list[str]) -> list[str]:
+        twice = next((each for each in listed if listed.count(each) > 1), None)
+        if twice is not None:
+            raise ValueError(f"has `{twice}` twice, which is one and would count as two")
+        return listed
 
 
 def _figures(params: BoundaryAlignment) -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from expc.ir import (
     ClassId,
     ClassLogits,
     ClassProbs,
+    Image,
     Latent,
     Prob,
     Real,
@@ -18,7 +19,7 @@ from expc.ir import (
 
 _TWO_CLASSES = (Form((BinaryLogits, Prob)),)
 _CLASSES = (Form((ClassLogits, ClassId)), Form((ClassLogits, ClassProbs)))
-_VALUES = (Form((Prob, Prob)), Form((Real, Real)), Form((ClassProbs, ClassProbs)))
+_VALUES = tuple(Form((port, port)) for port in (Prob, Real, ClassProbs, Image))
 
 
 class Bce(Params):
@@ -110,7 +111,7 @@ LOSSES = (
     ),
     Component(
         "loss", "mse_sum", "squared error, summed over an image", Nothing,
-        "expc_runtime.losses:mse_sum", (Form((Real, Real)),),
+        "expc_runtime.losses:mse_sum", (Form((Image, Image)),),
     ),
     Component(
         "loss", "twohot_symlog", "cross-entropy to two neighbouring buckets of symlog (Hafner 2023)", TwoHot,

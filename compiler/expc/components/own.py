@@ -32,6 +32,9 @@ _GIVEN: dict[Family, frozenset[str]] = {
 }
 """Parameters that the generated code fills in: a spec may not set them."""
 
+FAMILIES = frozenset(_GIVEN)
+"""Families of which a component may be a user's own."""
+
 
 def own_component(
     family: Family, target: str, root: Path, span: Span

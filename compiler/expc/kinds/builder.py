@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from expc import components
 from expc.components.core import Form, Use
 from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, Span
@@ -255,6 +256,8 @@ class Builder:
             return self._unreadable(use)
         place = self.experiment.value(*use.path, "use")
         family = use.component.family
+        if self.path("heads", pred.name) not in self.experiment.tree.where:
+            return self._unfit(use, pred, target, place)
         wanted = list(dict.fromkeys(form.takes[0].says for form in forms))
         if not any(fits(target.port, form.takes[1]) for form in forms):
             targets = list(dict.fromkeys(form.takes[1].says for form in forms))
@@ -277,6 +280,28 @@ class Builder:
             help=self._help_for(pred, wanted, place_of_head),
             notes=(Note(place_of_head, f"head `{pred.name}` gives {pred.port.says} here"),),
             spans=(place_of_head,),
+        )
+
+    def _unfit(self, use: Use, pred: Value, target: Value, place: Span) -> Finding:
+        """A component that does not suit what it is given: the stage has no heads to choose, so it must be another."""
+        suits = [form for form in use.component.forms if fits(target.port, form.takes[-1])]
+        family, key = use.component.family, use.path[-1]
+        given = pred if suits else target
+        wanted = list(
+            dict.fromkeys(form.takes[0 if suits else -1].says for form in use.component.forms)
+        )
+        others = [
+            name
+            for name, other in components.built_in(family).items()
+            if any(fits(target.port, form.takes[-1]) for form in other.forms)
+            and (not suits or any(fits(pred.port, form.takes[0]) for form in other.forms))
+        ]
+        return Finding(
+            "XC301" if suits else "XC308",
+            f"`{use.name}` reads {_either(wanted)}, but {family} `{key}` is of {given.port.says}",
+            place,
+            why="it would measure something else, or fail at the first batch",
+            help=f"use {_either([f'`{name}`' for name in others])}",
         )
 
     def _unreadable(self, use: Use) -> Finding:

@@ -16,7 +16,8 @@ from expc.spec import Shape
 class Kind:
     """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered.
 
-    `measured` is where a key without a split is measured.
+    `measured` is where a key without a split is measured, and whose figures a monitor may watch. `keeps_episodes` says
+    that held-out episodes are left for an evaluation.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Kind:
     logged: Callable[[Stage], dict[str, str]]
     lower: Callable[[Stage, Builder], Program]
     measured: str = "val"
+    keeps_episodes: bool = False

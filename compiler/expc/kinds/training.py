@@ -63,17 +63,19 @@ def clock(b: Builder, *keys: Key) -> Call:
     spans: Mapping[str, object] = b.experiment.tree.get(b.path(*keys)) or {}
     named = [name for name in CLOCKS if spans.get(name) is not None]
     if len(named) != 1:
-        b.findings.append(_not_one_clock(b, keys, named))
+        b.findings.append(
+            _not_one_clock(b, keys, named, [each for each in CLOCKS if each in spans])
+        )
         return Call(
             "expc_runtime.clocks:Epochs", (1,)
         )  # never printed: a finding stops the compile
     return Call(f"expc_runtime.clocks:{CLOCKS[named[0]]}", (b.flag(*keys, named[0]),))
 
 
-def _not_one_clock(b: Builder, keys: tuple[Key, ...], named: Sequence[str]) -> Finding:
+def _not_one_clock(
+    b: Builder, keys: tuple[Key, ...], named: Sequence[str], known: Sequence[str]
+) -> Finding:
     what = f"two clocks: {listed(named)}" if named else "no clock"
-    other = "epochs" if "env" in b.stage.uses else "env_steps"
-    known = [name for name in CLOCKS if name != other]
     return Finding(
         "XC209",
         f"`{keys[-1]}` names {what}",

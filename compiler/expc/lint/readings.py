@@ -68,6 +68,14 @@ def logged_names(stage: Stage) -> dict[str, set[str]]:
     return names
 
 
+def watched_splits(stage: Stage) -> set[str]:
+    """Where a monitor may watch a figure: what is measured when an epoch ends."""
+    usual, gate = stage.kind.measured, gate_of(stage)
+    held = {usual} if usual in logged_names(stage) else {"train"}
+    gated = gate is not None and gate.metric and "train" in (gate.on, gate.metric.partition("/")[0])
+    return held | {"train"} if gated else held
+
+
 def optimizers(stage: Stage) -> list[Use]:
     """Every optimizer of a stage: most have one."""
     return [use for use in stage.every_use() if use.component.family == "optim"]

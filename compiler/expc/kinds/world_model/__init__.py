@@ -14,4 +14,5 @@ WORLD_MODEL = Kind(
     logged,
     lower,
     measured="eval",
+    keeps_episodes=True,
 )

@@ -17,6 +17,7 @@ from expc.ir import (
     Features,
     Feed,
     Flag,
+    Image,
     Latent,
     Name,
     Net,
@@ -50,7 +51,7 @@ _HEADS: dict[Port, str] = {
 """The head that gives what a loss reads."""
 
 _COLUMNS: dict[str, tuple[Port, str]] = {
-    "image": (Real, "(B, T, H, W, C)"),
+    "image": (Image, "(B, T, H, W, C)"),
     "action": (Features, "(B, T, A)"),
     "reward": (Real, "(B, T)"),
     "is_first": (Features, "(B, T)"),
@@ -235,7 +236,7 @@ def _reconstruct(
 ) -> None:
     use = stage.maps["loss"][key]
     b.static("loss", key, "use")
-    port = Real if net == "decoder" else _port_of(use, target.port)
+    port = Image if target.port is Image else _port_of(use, target.port)
     pred = _call(b, f"{key}_pred", port, f"self.{net}", (feat,), use.path)
     fitted = b.fit(use, pred, target, use.component.forms)
     if fitted is None:
@@ -368,7 +369,7 @@ def _initial(b: Builder) -> Routine:
 def _act(b: Builder) -> Routine:
     path = b.path("model", "dynamics")
     span = b.experiment.key(*path)
-    image = b.value("image", Real, span, shape="(B, H, W, C)")
+    image = b.value("image", Image, span, shape="(B, H, W, C)")
     action, is_first = b.value("action", Features, span), b.value("is_first", Features, span)
     state = b.value("state", Latent, span)
     embed = _call(

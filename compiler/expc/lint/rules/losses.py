@@ -491,8 +491,13 @@ class LossFlatAtTheEnds(StageRule):
             if use is None or "flat_at_the_ends" not in use.component.traits:
                 continue
             if edge.reads is Prob and edge.head not in steep and not _compared(at, use.path):
+                of = (
+                    f"head `{edge.head}`"
+                    if edge.head in stage.maps.get("heads", {})
+                    else f"`{edge.key}`"
+                )
                 yield self.finding(
-                    f"`{use.name}` on the probability of head `{edge.head}` fades where it is sure and wrong",
+                    f"`{use.name}` on the probability of {of} fades where it is sure and wrong",
                     at.experiment.value(*use.path, "use"),
                     why="the gradient carries s(1-s), which is 0.001 at s = 0.001",
                     help="use `bce`, or compare the two: sweep "

@@ -17,6 +17,7 @@ from expc.lint.readings import (
     metrics,
     span_of,
     terms,
+    watched_splits,
 )
 from expc.sweep import Variant
 
@@ -85,9 +86,25 @@ class UnloggedMonitor(StageRule):
             elsewhere = split in logged and watched not in logged[split]
             if watched not in known or unsplit or elsewhere:
                 yield self._told(stage, at, ("monitor", label), key, known)
+            elif split in logged and split not in watched_splits(stage):
+                yield self._not_measured(stage, at, label, key)
         metric = getattr(getattr(stage.shape, "until", None), "metric", None)
         if metric and metric.rpartition("/")[2] not in known:
             yield self._told(stage, at, ("until", "metric"), metric, known)
+
+    def _not_measured(self, stage: Stage, at: Variant, label: str, key: str) -> Finding:
+        split, _, name = key.rpartition("/")
+        splits = watched_splits(stage)
+        choices = [each for each in stage.kind.logged(stage) if each.rpartition("/")[0] in splits]
+        meant = next((each for each in choices if each.rpartition("/")[2] == name), "")
+        span = at.experiment.value(*stage.path, "monitor", label)
+        return self.finding(
+            f"monitor `{label}` watches `{key}`, and nothing measures it when an epoch ends",
+            span,
+            why=f"the best weights are told apart by {listed(sorted(splits))}; {split} is logged, and no more",
+            help=f"watch `{meant}`" if meant else f"watch one of {listed(choices)}",
+            fix=(Edit(span, meant, safe=False),) if meant else (),
+        )
 
     def _told(
         self, stage: Stage, at: Variant, where: tuple[str, str], key: str, known: set[str]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from expc.components.core import Use
 from expc.components.evaluations import BY_QUANTILE, UNIONS
 from expc.experiment import Experiment, Stage
-from expc.findings import Finding, Note, Span
+from expc.findings import Finding, Note, Span, an
+from expc.kinds import KINDS
 from expc.lint.core import StageRule, SweepRule
 from expc.lint.readings import (
     dynamics,
@@ -226,6 +228,59 @@ class QuantileOfFewValues(StageRule):
 # ------------------------------------------------------------------------------------------------- boundaries
 
 
+class NothingHeldOut(StageRule):
+    """An evaluation measures a stage that leaves no episodes.
+
+    It plays nothing itself: it reads the episodes of that stage's last evaluation. A stage that is trained on rows of
+    data, or that is an evaluation, has none.
+
+    ## Bad
+    ```yaml whole
+    expc: 1
+    name: example
+    about: Do learned boundaries fall on events?
+    stages:
+      read:
+        kind: supervised
+        data: {use: digits, batch: 64, split: {val: 0.2}}
+        model: {backbone: {use: conv_net}}
+        heads: {digit: {use: linear_head, out: 10}}
+        loss: {digit: {use: cross_entropy}}
+        optim: {use: adamw}
+        until: {epochs: 3}
+      boundaries:
+        kind: evaluate
+        of: read
+        measure: {use: boundary_alignment, events: [pad_enter]}
+    ```
+
+    ## Good
+    ```yaml world
+    of: train
+    ```
+    """
+
+    code, name = "XC717", "nothing-held-out"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        source = measured(stage, at)
+        if source in (None, stage) or source.kind.keeps_episodes:
+            return
+        others = [each.name for each in at.experiment.stages.values() if each.kind.keeps_episodes]
+        kinds = [kind.name for kind in KINDS.values() if kind.keeps_episodes]
+        yield self.finding(
+            f"stage `{stage.name}` measures `{source.name}`, which keeps no episodes",
+            at.experiment.value(*stage.path, "of"),
+            why=f"{an(source.kind.name)} stage plays none; the evaluation would stop for want of them",
+            help=f"measure {_either(others)}" if others else f"measure {an(kinds[0])} stage",
+            notes=(Note(at.experiment.key(*source.path, "kind"), "its kind"),),
+        )
+
+
+def _either(names: list[str]) -> str:
+    return " or ".join(f"`{name}`" for name in names)
+
+
 class NoBoundariesToRead(StageRule):
     """Boundaries are measured of a stage that has none.
 
@@ -252,8 +307,10 @@ class NoBoundariesToRead(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         source = measured(stage, at)
-        if source in (None, stage) or not reads_boundaries(stage) or has_boundaries(source):
+        if source is None or not reads_boundaries(stage) or has_boundaries(source):
             return
+        if not source.kind.keeps_episodes:
+            return  # told by another rule
         use = dynamics(source)
         has_none = f"dynamics `{use.name}`" if use is not None else f"stage `{source.name}`"
         place = at.experiment.key(*(use.path if use is not None else source.path))
@@ -569,6 +626,50 @@ class AcceptOutOfReach(SweepRule):
                         why="the answer would be no, whatever is found",
                         help=f"`sweep: {{seeds: {list(range(accept.seeds))}}}`, or ask for fewer",
                     )
+
+
+class NoUpdateBetween(StageRule):
+    """There is no update between two evaluations, or none before the end.
+
+    An update takes `batch * length / train_ratio` steps of the environments, and none is made while the replay is
+    filled. A stage whose evaluations are closer than that would measure the same weights again, so it does not start.
+
+    ## Bad
+    ```yaml world
+    evaluate: {every: {env_steps: 1}, episodes: 4}
+    ```
+
+    ## Good
+    ```yaml world
+    evaluate: {every: {env_steps: 6000}, episodes: 4}
+    ```
+    """
+
+    code, name = "XC716", "no-update-between"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        replay, env = getattr(stage.shape, "replay", None), stage.uses.get("env")
+        if replay is None or env is None:
+            return
+        copies: int = env.slot.batch
+        takes = Fraction(replay.batch * replay.length) / Fraction(replay.train_ratio)
+        every = stage.shape.evaluate.every.env_steps
+        if every // copies * copies < takes:
+            least = -(-takes // copies) * copies
+            yield self.finding(
+                f"an evaluation every {every} env steps, and an update takes {float(takes):.4g}",
+                at.experiment.value(*stage.path, "evaluate", "every", "env_steps"),
+                why="the same weights would be measured twice",
+                help=f"set it to {least} or more",
+            )
+        end, filled = stage.shape.until.env_steps, -(-replay.prefill.env_steps // copies)
+        if end is not None and end > replay.prefill.env_steps and end // copies <= filled:
+            yield self.finding(
+                f"the stage ends at {end} env steps, and {copies} copies fill the replay until {filled * copies}",
+                at.experiment.value(*stage.path, "until", "env_steps"),
+                why="nothing would be trained",
+                help=f"set it well above {filled * copies}, or `prefill` lower",
+            )
 
 
 class CheckpointTooLate(StageRule):

@@ -44,7 +44,7 @@ from expc_runtime.worlds.nets import (
 )
 from expc_runtime.worlds.vta import VTA
 
-PROGRAM = "92df01d5acfd29e8"  # names this program; a result carries it beside its values
+PROGRAM = "75a81cf6c46cdb39"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
