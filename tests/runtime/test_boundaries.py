@@ -12,7 +12,7 @@ np = pytest.importorskip("numpy")
 from torch import nn
 
 from expc_runtime.errors import BadValue, MissingInput
-from expc_runtime.evals import pictures
+from expc_runtime.evals import boundaries, pictures
 from expc_runtime.evals.boundaries import BoundaryAlignment
 from expc_runtime.evals.episodes import Episode, event, frame_delta, held_out, large_deltas
 from expc_runtime.evals.evaluate import Measured, Subject
@@ -274,6 +274,28 @@ def test_boundaries_that_nobody_found_are_warned_of(
 ) -> None:
     found, _ = measure(world(read, **settings), tmp_path, episode(50, pads=range(0, 50, 9)))
     assert heads(found) - {"figures without a value"} == said
+
+
+@pytest.mark.parametrize(
+    ("reads", "force", "said"),
+    [
+        ([7, 14, 21, 28, 35, 42], 10.0, "boundaries are as many, or as far apart, as max_seg_len"),
+        ([7, 14, 21, 28, 35, 42], 0.0, "boundaries are periodic"),
+        (
+            [1, 5, 6, 20, 30, 33, 47],
+            10.0,
+            "boundaries are as many, or as far apart, as max_seg_len",
+        ),
+        ([1, 5, 6, 20, 30, 33, 47], 0.0, ""),  # (50 - 1) // 7 of them by chance
+    ],
+)
+def test_a_limit_without_a_force_is_not_to_blame(reads: list[int], force: float, said: str) -> None:
+    read = np.isin(np.arange(50), reads)
+    none, quiet = np.zeros(50), np.zeros(50, bool)
+    found = Segments(read, none, quiet, none, none, none, none, None, 0)
+    dynamics = world(max_seg_len=7, force_scale=force).dynamics
+    told = [head for head, _ in boundaries._odd(found, dynamics)]
+    assert [head.startswith(said) for head in told] == [True] * bool(said)
 
 
 def test_events_that_are_none_or_too_many_are_warned_of(tmp_path: Path) -> None:

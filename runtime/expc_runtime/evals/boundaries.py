@@ -255,7 +255,8 @@ def _odd(found: Segments, dynamics: Any) -> Iterator[tuple[str, str]]:
     if forced := int(found.forced.sum()):
         yield "boundaries are forced by a limit, not found", f"{forced} of {k}"
     gaps = np.diff(np.flatnonzero(found.read))
-    limit, number = int(dynamics.max_seg_len), int(dynamics.max_seg_num)
+    limited = dynamics.force_scale > 0
+    limit, number = int(dynamics.max_seg_len) if limited else 0, int(dynamics.max_seg_num)
     if limit > 1 and (k == (n - 1) // limit or (gaps.size and (gaps == limit).all())):
         yield "boundaries are as many, or as far apart, as max_seg_len makes them", f"{k}, {limit}"
     elif gaps.size > 1 and limit != gaps[0] != 1 and (gaps == gaps[0]).all():
@@ -264,7 +265,7 @@ def _odd(found: Segments, dynamics: Any) -> Iterator[tuple[str, str]]:
     if in_runs > k / 2 and k <= _TOO_MANY * n:
         # A permutation spreads them, so what a run meets by chance looks like more than chance.
         yield "boundaries come in runs, which makes the p-values too small", f"{in_runs} of {k}"
-    if dynamics.force_scale > 0 and k == number:
+    if limited and k == number:
         yield "boundaries end at max_seg_num", f"the last at frame {np.flatnonzero(found.read)[-1]}"
     if found.sanitised:
         yield "the state is not finite and was sanitised", f"{found.sanitised} statistics"
