@@ -26,11 +26,13 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from expc_runtime import fit as fit_module
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Updates
-from expc_runtime.envs.pinpad import PinPad
+from expc_runtime.envs.pinpad import PinPad, paint_unit
 from expc_runtime.export import load
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.fit import fit
@@ -503,6 +505,44 @@ def test_an_evaluation_leaves_no_trace(tmp_path: Path) -> None:
     assert len(list((tmp_path / "held_out").iterdir())) == 2
     assert made.measured("eval") == first  # nothing but the module makes a difference
     assert (np.load(tmp_path / "held_out" / "0.npz")["image"] == image).all()
+
+
+class OneDevice(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, no operation mixes devices, and none reads a value of ``meta``, which has none."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        places = {value.device.type for value in given}
+        assert len(places) < 2, f"{func} of {places}"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("dynamics", ["rssm", "vta"])
+def test_training_and_acting_stay_on_their_device_and_wait_for_nothing(
+    world: ModuleType, dynamics: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would break, or make the host wait, on a GPU; shown without one."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # knows no meta
+    meta = torch.device("meta")
+    module = world.Train(world.Config(dynamics=dynamics)).to(meta)
+    games = Games(PinPad("three", time_limit=12, batch=2, device=meta))
+    with meta:
+        image, action, zero = torch.zeros(2, 4, 64, 64, 3), torch.zeros(2, 4, 5), torch.zeros(2, 4)
+        u = torch.zeros(2, dtype=torch.float64)
+    totals: list[tuple[str, Tensor]] = []
+    paint_unit(torch.zeros(1, 16, 16, dtype=torch.uint8, device=meta))  # makes its table once
+    with OneDevice():  # type: ignore[no-untyped-call]
+        with module.rehearsal(totals=totals.append):
+            module.update((image, action, zero, zero.bool(), zero))
+        for _, total in totals:
+            total.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        for policy in ("sample", "mode", "sample"):
+            recorded = games.record(games.advance(games.choose(module, u, policy), u))
+            games.advance(games.guess(u), u)
+            assert len(games.env.events) == 4
+    assert recorded.device == meta and len(totals) == 3
 
 
 # Under `fit`.

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from expc_runtime.errors import BadValue, MissingInput
 
-__all__ = ["FOLDER", "Episode", "event", "frame_delta", "held_out", "large_deltas"]
+__all__ = ["DECLARED", "HELD_OUT", "Episode", "event", "frame_delta", "held_out", "large_deltas"]
 
-FOLDER = "held_out"  # in the folder of the stage that played them
-_DECLARED = "event_"  # begins the key of an event that the environment declares
+HELD_OUT = "held_out"  # folder in that of the stage that played them, rewritten as it is measured
+DECLARED = "event_"  # begins the key of an event that the environment declares
 
 Flags = NDArray[np.bool_]
 Reals = NDArray[np.float64]
@@ -40,7 +40,7 @@ def held_out(stage: Path, limit: int) -> list[Episode]:
 
     Raises MissingInput: there is none, or one cannot be read.
     """
-    folder = stage / FOLDER
+    folder = stage / HELD_OUT
     files = sorted(folder.glob("*.npz"), key=lambda path: (len(path.stem), path.stem))
     if not files:
         raise MissingInput(f"{stage} has held out no episodes: {folder} has none")
@@ -58,9 +58,9 @@ def _read(path: Path) -> Episode:
 
 def _episode(name: str, columns: Mapping[str, NDArray[Any]]) -> Episode:
     declared = {
-        key.removeprefix(_DECLARED): np.asarray(column, dtype=np.bool_)
+        key.removeprefix(DECLARED): np.asarray(column, dtype=np.bool_)
         for key, column in columns.items()
-        if key.startswith(_DECLARED)
+        if key.startswith(DECLARED)
     }
     episode = Episode(
         name=name,

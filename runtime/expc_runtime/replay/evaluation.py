@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from expc_runtime.clocks import EnvSteps
+from expc_runtime.evals.episodes import DECLARED, HELD_OUT
 from expc_runtime.feeds import Work
 from expc_runtime.module import Module
 from expc_runtime.replay.draws import Draws, generator
@@ -20,9 +21,8 @@ from expc_runtime.replay.environment import Environment
 from expc_runtime.replay.games import FIRST, LAST, NO_ACTION, TERMINAL, Games, frame_of
 from expc_runtime.state.files import sync
 
-__all__ = ["HELD_OUT", "Evaluate", "Evaluation"]
+__all__ = ["Evaluate", "Evaluation"]
 
-HELD_OUT = "held_out"  # folder of the newest evaluation's episodes
 FLOOR_EPISODES = 20  # of a random policy, at least
 SMOKE_STEPS = 8
 LOOK = 64  # steps between two looks at whether all is over, where a look is a sync
@@ -144,7 +144,7 @@ class Evaluation:
             "is_first": flags & FIRST > 0,
             "is_last": flags & LAST > 0,
             "is_terminal": flags & TERMINAL > 0,
-            **{f"event_{name}": event for name, event in episode.events.items()},
+            **{f"{DECLARED}{name}": event for name, event in episode.events.items()},
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:

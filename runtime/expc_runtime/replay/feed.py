@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from expc_runtime.clocks import EnvSteps, Updates
 from expc_runtime.data.feed import CHUNK
+from expc_runtime.evals.episodes import HELD_OUT
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
 from expc_runtime.replay.draws import Draws, generator
 from expc_runtime.replay.environment import Environment
 from expc_runtime.replay.episodes import Episodes, Windows
-from expc_runtime.replay.evaluation import HELD_OUT, Evaluate, Evaluation
+from expc_runtime.replay.evaluation import Evaluate, Evaluation
 from expc_runtime.replay.games import LAST, TERMINAL, Games, frame_of
 from expc_runtime.replay.log import FrameLog
 from expc_runtime.replay.schedule import Schedule
