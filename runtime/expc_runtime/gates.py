@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
+from expc_runtime.errors import BadValue
 
 __all__ = ["Gate", "GateWatch", "Until"]
 
@@ -23,7 +24,8 @@ class Gate:
     ``stop`` as done with what depends on it skipped.
 
     Figures are taken in eval mode, of the train split too: in train mode batch norm hides what its
-    running statistics do, and the weights change while the epoch is measured.
+    running statistics do, and the weights change while the epoch is measured. Those of a replay's
+    ``eval`` are in train mode, as it acts.
 
     Raises ValueError unless there is one bound, a known ``otherwise`` and a positive patience.
     """
@@ -130,11 +132,11 @@ class GateWatch:
     def see(self, figures: dict[str, float]) -> bool:
         """Take an epoch's figures; True if training stops here.
 
-        Raises ValueError if the metric is not among them.
+        Raises BadValue if the metric is not among them.
         """
         gate = self.gate
         if gate.metric not in figures:
-            raise ValueError(
+            raise BadValue(
                 f"the gate reads {gate.metric}, but what is measured is "
                 f"{', '.join(sorted(figures)) or 'nothing'}"
             )

@@ -9,7 +9,7 @@ from typing import Any
 
 from expc_runtime.checkpoint import Checkpoint, Manifest, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
-from expc_runtime.errors import MissingInput
+from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.module import Module
 from expc_runtime.randomness import random_state, restore
@@ -87,11 +87,11 @@ class Best:
     def see(self, figures: Mapping[str, float], module: Module, feed: TrainingFeed) -> None:
         """Keep the weights wherever a figure is as good as its best; they have trained longer.
 
-        Raises ValueError if a figure is not among these.
+        Raises BadValue if a figure is not among these.
         """
         for tag, metric in self._monitor.items():
             if metric not in figures:
-                raise ValueError(
+                raise BadValue(
                     f"monitor {tag} reads {metric}, but what is measured is "
                     f"{', '.join(sorted(figures)) or 'nothing'}"
                 )

@@ -320,7 +320,7 @@ def test_a_budget_in_minutes_ends_by_the_clock(root: Path) -> None:
 def test_a_gate_on_what_nobody_measures_is_an_error_that_says_what_is(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(root, until=Until(Epochs(1), Gate("val/f1", at_least=1))) == 1
+    assert train(root, until=Until(Epochs(1), Gate("val/f1", at_least=1))) == 2
     assert "reads val/f1, but what is measured is val/even, val/right" in capsys.readouterr().out
 
 

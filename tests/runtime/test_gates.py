@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
+from expc_runtime.errors import BadValue
 from expc_runtime.gates import Gate, GateWatch, Until
 
 
@@ -71,7 +72,7 @@ def test_a_metric_that_was_never_finite_has_no_share() -> None:
 
 
 def test_a_metric_that_is_not_measured_is_named_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match="reads val/f1, but what is measured is val/accuracy"):
+    with pytest.raises(BadValue, match="reads val/f1, but what is measured is val/accuracy"):
         GateWatch(Gate("val/f1", at_least=0.5)).see({"val/accuracy": 1.0})
 
 

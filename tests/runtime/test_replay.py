@@ -946,6 +946,26 @@ def test_a_gate_may_read_the_evaluation(root: Path) -> None:
     assert len(lines(root, "eval")) == 1
 
 
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"monitor": {"best": "train/guess"}}, "monitor best reads train/guess"),
+        (
+            {"until": Until(EnvSteps(130), Gate("eval/retrun", above=1))},
+            "the gate reads eval/retrun",
+        ),
+    ],
+)
+def test_a_figure_that_is_not_measured_is_told_in_a_line(
+    root: Path, how: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(root, **how) == 2
+    said, traceback = capsys.readouterr()
+    known = "what is measured is eval/length, eval/return, eval/reward_events"
+    assert f"failed(bad_value): {told}, but {known}" in said
+    assert "Traceback" not in said + traceback
+
+
 def test_no_better_than_chance_is_said_aloud(root: Path) -> None:
     assert train(root) == 0
     result = read_result(root / Config().out)
