@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -34,6 +35,8 @@ class Signature:
     open: bool  # takes **kwargs, or its parameters can't be read from this file
     methods: dict[str, tuple[Parameter, ...]]
     attributes: dict[str, object]
+    members: frozenset[str] = frozenset()  # of a class: whatever is defined in it, or set on `self`
+    whole: bool = True  # a class without bases that another file defines
 
 
 class NotFound(Exception):
@@ -122,7 +125,25 @@ def _of_class(
         init = (tuple(_fields(lineage)), False)
     whole = all(_name(base) in definitions for owner in lineage for base in owner.bases)
     parameters, is_open = init or ((), not whole and bool(node.bases))
-    return Signature(node.name, file, node.lineno, parameters, is_open, methods, attributes)
+    members = frozenset(name for owner in lineage for name in _members(owner))
+    return Signature(
+        node.name, file, node.lineno, parameters, is_open, methods, attributes, members, whole
+    )
+
+
+def _members(owner: ast.ClassDef) -> Iterator[str]:
+    for statement in owner.body:
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield statement.name
+        elif isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            yield from (
+                part.id for t in targets for part in ast.walk(t) if isinstance(part, ast.Name)
+            )
+    for node in ast.walk(owner):
+        match node:
+            case ast.Attribute(value=ast.Name("self"), attr=name, ctx=ast.Store()):
+                yield name
 
 
 def _lineage(

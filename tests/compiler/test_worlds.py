@@ -178,3 +178,62 @@ def test_a_budget_that_the_copies_fill(world: Project) -> None:
     text = world.changed("time_limit: 1000}", "time_limit: 1000, batch: 800}")
     text = text.replace("until: {env_steps: 43200}", "until: {env_steps: 1700}")
     assert "fill the replay until 1600" in only(lint(world, text), "XC716").message
+
+
+GAME = """
+class Game:
+    actions = 4
+    EVENTS = ("found",)
+    is_first = is_last = is_terminal = None
+
+    def __init__(self, size: int = 8, *, batch: int) -> None:
+        self.batch, self.cells = batch, None
+        self.can_pay: bool = True
+
+    @property
+    def settings(self): return {"name": "game", "time_limit": 10}
+
+    @property
+    def events(self): return {}
+
+    def advance(self, action, u): ...
+    def paint(self, cells): ...
+    def paint_unit(self, cells): ...
+    def like(self, *, batch): ...
+    def to(self, device): ...
+    def state_dict(self): ...
+    def load_state_dict(self, state): ...
+"""
+
+
+def own(world: Project, text: str) -> str:
+    world.write("mylab.py", text)
+    return world.changed(
+        "{use: pinpad, layout: three, time_limit: 1000}", '{use: "mylab:Game", size: 6}'
+    )
+
+
+def test_an_environment_of_your_own(world: Project) -> None:
+    made = module(world, own(world, GAME))
+    assert "mylab.Game(size=cfg.size, batch=1)" in made or "Game(size=cfg.size, batch=1)" in made
+    assert "Actor(self.dynamics.out_features, 4)" in made
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("actions = 4", "moves = 4", "`actions`"),
+        ("size: int = 8, *, batch: int", "size: int = 8", "takes no `batch`"),
+        ("    def paint_unit(self, cells): ...\n", "", "has no `paint_unit`:"),
+        (", self.cells = batch, None", " = batch", "has no `cells`:"),
+    ],
+)
+def test_what_a_replay_asks_of_it(world: Project, old: str, new: str, said: str) -> None:
+    assert GAME.count(old) == 1
+    found = only(world.findings(own(world, GAME.replace(old, new))), "XC106")
+    assert said in found.message
+
+
+def test_what_a_base_elsewhere_may_have_is_not_missed(world: Project) -> None:
+    text = "from there import Base\nclass Game(Base):\n    actions = 4\n    def __init__(self, size, *, batch): ...\n"
+    assert "Game(size=cfg.size, batch=1)" in module(world, own(world, text))

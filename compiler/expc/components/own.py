@@ -51,6 +51,8 @@ def own_component(
         columns = dict(_columns(found)) if family == "data" else {}
         params = _params(family, found)
         actions = _actions(family, found)
+        if family == "env":
+            _environment(found)
     except ValueError as error:
         return None, Finding(
             "XC106", f"`{target}` {error}", span, help="change its signature, or wrap it"
@@ -95,6 +97,25 @@ def _actions(family: Family, found: Signature) -> int | None:
     if not isinstance(count, int):
         raise ValueError("has no class attribute `actions`, the number of its actions")  # noqa: TRY004
     return count
+
+
+_ENVIRONMENT = (
+    "advance", "batch", "can_pay", "cells", "events", "is_first", "is_last", "is_terminal", "like", "load_state_dict",
+    "paint", "paint_unit", "settings", "state_dict", "to",
+)  # fmt: skip
+"""What a replay asks of an environment, beside `actions`: `expc_runtime.replay.environment` says what each is."""
+
+
+def _environment(found: Signature) -> None:
+    """Raises `ValueError` where a replay would fail; what comes from a base in another file can't be known."""
+    if not found.open and all(parameter.name != "batch" for parameter in found.parameters):
+        raise ValueError("takes no `batch`, how many games it plays side by side")
+    lacks = [name for name in _ENVIRONMENT if name not in found.members]
+    if lacks and found.whole and "__getattr__" not in found.members:
+        raise ValueError(
+            f"has no {', '.join(f'`{name}`' for name in lacks)}: "
+            "`expc_runtime.replay.environment` says what a replay asks of an environment"
+        )
 
 
 def _events(found: Signature) -> tuple[str, ...]:
