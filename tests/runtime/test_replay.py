@@ -429,6 +429,8 @@ def test_it_acts_on_what_it_saw_before(tmp_path: Path) -> None:
 def test_impossible_numbers_are_refused(tmp_path: Path, how: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         attached(tmp_path, Config(), **how)
+    with pytest.raises(ValueError, match="device=mps: environments are played on cpu or cuda"):
+        replay(Config()).setup(torch.device("mps"), 0)
     with pytest.raises(ValueError, match="policy='best'"):
         Evaluate(EnvSteps(1), policy="best")
     with pytest.raises(ValueError, match="episodes=0"):

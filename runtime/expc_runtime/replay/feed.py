@@ -91,6 +91,8 @@ class Replay:
     # Beginning.
 
     def setup(self, device: torch.device, seed: int) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device={device}: environments are played on cpu or cuda")
         env = self._env = self._env.to(device)
         self._device, self._seed = device, seed
         self._games = Games(env)
