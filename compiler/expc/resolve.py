@@ -351,9 +351,11 @@ def _share_model(tree: Tree, path: KeyPath) -> Tree:
 def _use(tree: Tree, path: KeyPath, slot: Slot, root: Path) -> tuple[Use | None, list[Finding]]:
     raw = tree.get(path)
     family = slot.family_of(str(path[-1]))
-    if not isinstance(raw, dict) or not isinstance(raw.get("use"), str):
+    if not isinstance(raw, dict):
+        return None, []  # told, by the shape of the stage
+    if not isinstance(raw.get("use"), str):
         owner = f"`{path[-1]}`"
-        if isinstance(raw, dict) and "use" in raw:
+        if "use" in raw:
             place = tree.at((*path, "use")).value
             return None, [Finding("XC103", "`use` takes the name of a component", place)]
         return None, [missing_key("use", tree, path, owner, f"{_family(family)}: {_some(family)}")]

@@ -142,6 +142,11 @@ def test_a_key_for_what_a_sweep_replaces_is_no_slip(world: Project) -> None:
         assert "`rssm` is picked here" in [note.text for note in found.notes]
 
 
+def test_a_part_that_is_only_named_is_told_once(world: Project) -> None:
+    text = world.changed(VTA, "dynamics: rssm")
+    assert only(world.findings(text), "XC103").help == "write `{use: rssm}`"
+
+
 def test_only_what_can_be_your_own_is_said_to(world: Project) -> None:
     text = world.changed("use: actor_critic", "use: ppo")
     assert "your own" not in only(world.findings(text), "XC104").help

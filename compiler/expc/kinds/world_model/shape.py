@@ -58,7 +58,8 @@ class Replay(Shape):
     def _holds_the_prefill(self) -> Self:
         if self.capacity < self.prefill.env_steps:
             raise ValueError(
-                f"has a `capacity` of {self.capacity} frames, and `prefill` alone is {self.prefill.env_steps}"
+                f"has a `capacity` of {self.capacity} frames, and `prefill` alone is {self.prefill.env_steps}\n"
+                "keep more frames, or begin with fewer random steps"
             )
         return self
 
@@ -137,7 +138,8 @@ class WorldModel(Shape):
         if self.until.env_steps and self.until.env_steps <= prefill.env_steps:
             raise ValueError(
                 f"ends at {self.until.env_steps} steps, all of them random: "
-                f"`replay.prefill` takes {prefill.env_steps}"
+                f"`replay.prefill` takes {prefill.env_steps}\n"
+                "set a smaller `replay.prefill`, or a later end in `until`: it counts them too"
             )
         return self
 
