@@ -64,7 +64,9 @@ class SpecError(Exception):
 
 def suggest(word: str, choices: Iterable[str]) -> str:
     """`did you mean ...?`, or nothing when no choice is near."""
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    every = list(choices)
+    near = [name for name in every if len(word) > 3 and name.startswith((f"{word}_", f"{word}."))]
+    near = near or difflib.get_close_matches(word, every, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else ""
 
 

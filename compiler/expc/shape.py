@@ -49,7 +49,7 @@ def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[s
 
 
 _ELSEWHERE = {
-    "env_steps": "only a stage with an environment counts its steps",
+    "env_steps": "only a stage with an environment counts its steps, in `until`, `evaluate` and `prefill`",
     "epochs": "only a stage with data counts passes over it",
 }
 """Clocks that others have."""
@@ -111,10 +111,12 @@ def _finding(
             name = _entry(loc) if loc else owner
             said = ("value_error", "too_short")
             given = "" if detail["type"] in said else f", not {_shown(detail['input'])}"
+            where = tree.at(_existing(tree, here))
+            whole = detail["type"] == "value_error" and isinstance(detail["input"], Mapping)
             return Finding(
                 "XC103",
                 f"{name} {_expected(detail)}{given}",
-                tree.at(_existing(tree, here)).value,
+                where.key if whole else where.value,
                 help=_help(detail, fields, loc),
             )
 
@@ -201,7 +203,7 @@ def _expected(detail: ErrorDetails) -> str:
         case "too_long":
             return f"takes at most {context['max_length']} of them"
         case "value_error":
-            return str(context.get("error", "has a value that does not fit"))
+            return _told(detail)[0]
         case other:
             return _KINDS.get(other, "has a value of the wrong kind")
 
@@ -233,9 +235,18 @@ def _help(
         return f"write `{{use: {value}}}`"
     if detail["type"] == "list_type" and isinstance(value, int | float | str):
         return f"write `[{_quoted(value)}]`"
+    if detail["type"] == "value_error" and (advice := _told(detail)[1]):
+        return advice
     model = _model_at(fields, loc)
     about = _about(fields, model, loc) if loc else ""
     return about or "see `expc schema`"
+
+
+def _told(detail: ErrorDetails) -> tuple[str, str]:
+    """What a validator says is wrong, and in a second line, if it has one, what to do."""
+    said = str(detail.get("ctx", {}).get("error", "has a value that does not fit"))
+    wrong, _, advice = said.partition("\n")
+    return wrong, advice
 
 
 def _quoted(value: float | str) -> str:

@@ -24,7 +24,9 @@ class Bound(Shape):
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
         if len(self.bounds) != 1:
-            raise ValueError(f"takes one bound: {', '.join(BOUNDS)}")
+            raise ValueError(
+                f"takes one bound, not {len(self.bounds)}\nwrite one of `{'`, `'.join(BOUNDS)}`, such as `above: 2.0`"
+            )
         return self
 
     @property

@@ -271,19 +271,29 @@ class NoHeldOutRows(StageRule):
         for path, key, default in _watched(stage):
             split = key.rpartition("/")[0] or default
             if split in ("val", "test") and split not in held:
-                yield self._told(at, (*stage.path, *path), f"`{key}` is measured on {split}", split)
+                what = f"`{key}` is measured on {split}"
+                yield self._told(at, (*stage.path, *path), what, _rows(stage, split))
         measured = stage.maps.get("metrics", {})
         if measured and not held & {"val", "test"} and not _gates_on_train(stage):
             first = next(iter(measured.values()))
-            yield self._told(at, first.path, f"metric `{first.path[-1]}` is measured", "val")
+            what = f"metric `{first.path[-1]}` is measured"
+            yield self._told(at, first.path, what, _rows(stage, "val"))
 
-    def _told(self, at: Variant, path: tuple[str | int, ...], what: str, split: str) -> Finding:
+    def _told(self, at: Variant, path: tuple[str | int, ...], what: str, help: str) -> Finding:
         return self.finding(
             f"{what}, and no rows are held out",
             at.experiment.key(*path) if path[-2] == "metrics" else at.experiment.value(*path),
             why="there would be no number to look at",
-            help=f"hold rows out: `data: {{split: {{{split}: 0.2}}}}`",
+            help=help,
         )
+
+
+def _rows(stage: Stage, split: str) -> str:
+    """How to measure on a split, or what is measured where there are no rows."""
+    if "data" in type(stage.shape).model_fields:
+        return f"hold rows out: `data: {{split: {{{split}: 0.2}}}}`"
+    usual = stage.kind.measured
+    return f"this stage measures {listed(f'{usual}/{name}' for name in sorted(logged_names(stage)[usual]))}"
 
 
 def _watched(stage: Stage) -> Iterator[tuple[tuple[str, ...], str, str]]:
