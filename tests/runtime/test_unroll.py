@@ -1,13 +1,17 @@
 """The recurrent block and the Gaussian draw: one node of the graph each, with gradients by hand."""
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from torch import Tensor
 
+from expc_runtime.worlds.rssm import RSSM
 from expc_runtime.worlds.sampling import normal
 from expc_runtime.worlds.unroll import Cell, Joined
+from expc_runtime.worlds.vta import VTA
 
 
 def doubles(*shape: int) -> Tensor:
@@ -87,3 +91,15 @@ def test_parts_multiplied_apart_make_the_whole() -> None:
     torch.testing.assert_close(joined.project(left=left, right=right, last=last), whole)
     flat = joined.project(left=left[0], right=right[0], last=last[0])
     torch.testing.assert_close(flat, whole[0])
+
+
+@pytest.mark.parametrize("kind", [RSSM, VTA])
+def test_an_episode_that_begins_forgets_even_a_nan(kind: type) -> None:
+    dynamics = kind(6, 3, hidden=8)
+    broken = {name: value.clone() for name, value in dynamics.initial(2).items()}
+    for value in broken.values():
+        if value.is_floating_point():
+            value[0] = math.nan
+    action = torch.zeros(2, 3)
+    state = dynamics.filter(broken, torch.randn(2, 6), action, torch.tensor([True, False]))
+    assert dynamics.features(state).isfinite().all()

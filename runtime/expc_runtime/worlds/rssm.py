@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from expc_runtime.worlds.init import output_
 from expc_runtime.worlds.sampling import choose, log_mixed, mixed, uniform, wide
-from expc_runtime.worlds.unroll import Cell, Joined, Unrolled
+from expc_runtime.worlds.unroll import Cell, Joined, Unrolled, anew
 
 __all__ = ["RSSM"]
 
@@ -70,6 +70,7 @@ class RSSM(nn.Module):
 
     def filter(self, state: Latent, embed: Tensor, action: Tensor, is_first: Tensor) -> Latent:
         """One step of `observe`: embed (B, embed), action (B, actions), is_first (B,) bool."""
+        state = anew(state, self.initial(len(embed)), is_first)
         made = self._posterior(
             state, embed[:, None], action[:, None], is_first[:, None], self.noise(len(embed), 1)
         )

@@ -16,9 +16,20 @@ from torch.autograd.function import once_differentiable
 from expc_runtime.worlds.init import hidden_
 from expc_runtime.worlds.sampling import wide
 
-__all__ = ["Cell", "Joined", "Unrolled"]
+__all__ = ["Cell", "Joined", "Unrolled", "anew"]
 
 NORM_EPS = 1e-3
+
+
+def anew(state: dict[str, Tensor], start: dict[str, Tensor], is_first: Tensor) -> dict[str, Tensor]:
+    """`state` (B, ...) with the rows that are first (B,) taken from `start`.
+
+    Nothing of the old rows is left, not even a NaN, which a product with 0 would keep.
+    """
+    return {
+        name: torch.where(is_first.view(-1, *[1] * (value.dim() - 1)), start[name], value)
+        for name, value in state.items()
+    }
 
 
 class Unrolled:

@@ -22,7 +22,7 @@ from expc_runtime.worlds.sampling import (
     straight_through,
     wide,
 )
-from expc_runtime.worlds.unroll import Cell, Joined, Unrolled
+from expc_runtime.worlds.unroll import Cell, Joined, Unrolled, anew
 
 __all__ = ["VTA"]
 
@@ -159,6 +159,7 @@ class VTA(nn.Module):
 
         embed (B, embed), action (B, actions), is_first (B,) bool.
         """
+        state = anew(state, self.initial(len(embed)), is_first)
         first = is_first[:, None]
         before = _restarted(self._obs_feat(state)[:, None], first)
         gate = self._gate(self._prior_raw(before), first, state)
