@@ -656,6 +656,18 @@ def test_a_remark_with_figures_of_its_own_is_said_once(tmp_path: Path) -> None:
     assert "and 2 more" in text
 
 
+def test_a_remark_that_a_run_makes_twice_is_of_one_run(tmp_path: Path) -> None:
+    """Episodes have their own figures; what is counted is runs."""
+    plan = [Task(i, f"a,seed={i}", "a", str(i), "read", key=str(i)) for i in range(2)]
+    for task in plan:
+        warnings = tuple(f"boundaries come in runs\nepisode {n}: 9 of 12" for n in range(3))
+        status = Status(state="done", key=task.key, attempt=1, seconds=3.0)
+        fill(tmp_path, task, status, finished(task.key, 0.9, 0.1, warnings))
+    text = table(plan, tmp_path)
+    assert "warning read of a,seed=0 and 1 more:" in text
+    assert text.count("boundaries come in runs") == 1
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

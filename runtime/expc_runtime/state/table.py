@@ -135,12 +135,16 @@ def table(tasks: Iterable[Task], root: Path) -> str:
         row = rows.setdefault(task.condition, _Row(task.condition))
         status, result = standing(task, root)
         row.add(status, result)
+        said: set[tuple[str, str]] = set()
         for label, text, log in _remarks(task, status, result, root):
-            head = text.partition("\n")[0]  # what follows are this run's own figures
-            note = notes.get((label, head)) or _Note(label, text, task.run, log)
+            key = label, text.partition("\n")[0]  # what follows are this run's own figures
+            if key in said:  # once for each episode, say: it is one run all the same
+                continue
+            said.add(key)
+            note = notes.get(key) or _Note(label, text, task.run, log)
             note.count += 1
             if len(notes) < _NOTES:
-                notes[label, head] = note
+                notes[key] = note
     parts = [_block(stage, list(rows.values())) for stage, rows in stages.items()]
     if notes:
         parts.append("\n".join(str(note) for note in notes.values()))
