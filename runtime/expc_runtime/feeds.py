@@ -42,6 +42,7 @@ class TrainingFeed(Paced, Protocol):
     mode: Literal["eval", "train"]  # of the module while it is measured
     nothing: str  # what the floors are about, for people: "constant"
     chance: str  # who reaches them: "one answer for every row"
+    part: str  # what ends with a measurement, for people: "epoch"
 
     def setup(self, device: torch.device, seed: int) -> None:
         """Read what is to be read; ``seed`` is the run's."""

@@ -207,9 +207,9 @@ class Training:
     def _open(self) -> None:
         module = self.module
         size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        text = f"{size:,} parameters, {self.feed.updates_per_epoch} updates an epoch"
+        text = f"{size:,} parameters, {self.feed.updates_per_epoch} updates each {self.feed.part}"
         if module.updates:
-            text += f"; goes on from update {module.updates}, epoch {module.epoch}"
+            text += f"; goes on from update {module.updates}, {self.feed.part} {module.epoch}"
         self.say(text)
         if self.figures.floors:
             self.say(f"in brackets: the best that {self.feed.chance} reaches")
@@ -245,7 +245,7 @@ class Training:
         """Say to the status, and to people, that the training lives."""
         self.shown = time.monotonic()
         self._beat()
-        self.progress.tick(*self._gone(), f"epoch {self.module.epoch + 1}  {doing}")
+        self.progress.tick(*self._gone(), f"{self.feed.part} {self.module.epoch + 1}  {doing}")
 
     def _beat(self, *, force: bool = False) -> None:
         done, total = self._gone()

@@ -75,7 +75,7 @@ class Figures:
     def line(self) -> str:
         """Figures of the epoch; the floor of each in brackets."""
         module = self._module
-        told = [f"epoch {module.epoch + 1}"]
+        told = [f"{self._feed.part} {module.epoch + 1}"]
         for key, value in self.last.items():
             floor = f" ({self.floors[key]:.4g})" if key in self.floors else ""
             told.append(f"{key.removeprefix('val/')} {value:.4g}{floor}")

@@ -63,7 +63,9 @@ class Saves:
             state, manifest = loaded
             feed.load_state_dict(state["feed"])
         except MissingInput as error:
-            raise MissingInput(f"{error}\n  to begin again, remove that folder") from error
+            raise MissingInput(
+                f"{error}\n  to begin again, remove that folder: {self.folder}"
+            ) from error
         load_weights(module, state["model"])
         module.resume(state["progress"])
         self.step = manifest.step

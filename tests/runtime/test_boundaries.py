@@ -255,7 +255,7 @@ def heads(found: Measured) -> set[str]:
             0.1,
             {"max_seg_len": 7},
             {
-                "boundaries are forced by a limit, not found",
+                "some boundaries are forced by a limit, not found",
                 "boundaries are as many, or as far apart, as max_seg_len makes them",
             },
         ),

@@ -768,9 +768,9 @@ def test_long_work_beside_the_updates_says_that_it_lives(
     monkeypatch.setattr(fit_module, "PULSE", 0.0)
     monkeypatch.setattr(fit_module, "progress", lambda title: Screen())
     assert train(root) == 0
-    assert told[:2] == ["epoch 1  env step 0", "epoch 1  env step 2"]
-    assert told.count("epoch 1  evaluation") == 12  # a step each
-    assert told.count("epoch 1  update 1") == 1
+    assert told[:2] == ["round 1  env step 0", "round 1  env step 2"]
+    assert told.count("round 1  evaluation") == 12  # a step each
+    assert told.count("round 1  update 1") == 1
 
 
 def assert_goes_on(

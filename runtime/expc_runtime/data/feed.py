@@ -68,6 +68,7 @@ class Feed:
     mode: Literal["eval", "train"] = "eval"
     nothing = "constant"
     chance = "one answer for every row"
+    part = "epoch"
 
     def __init__(
         self,

@@ -253,7 +253,7 @@ def _odd(found: Segments, dynamics: Any) -> Iterator[tuple[str, str]]:
     if k > _TOO_MANY * n:
         yield "nearly every frame is a boundary", f"{k} of {n}{drawn}"
     if forced := int(found.forced.sum()):
-        yield "boundaries are forced by a limit, not found", f"{forced} of {k}"
+        yield "some boundaries are forced by a limit, not found", f"{forced} of {k}"
     gaps = np.diff(np.flatnonzero(found.read))
     limited = dynamics.force_scale > 0
     limit, number = int(dynamics.max_seg_len) if limited else 0, int(dynamics.max_seg_num)

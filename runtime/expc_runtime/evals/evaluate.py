@@ -83,7 +83,10 @@ def evaluate(
 def _parent_key(out: Path, of: str) -> str:
     key = parent_key(out, of)
     if not key:
-        raise MissingInput(f"stage {of} of this run has no result: {out.parent / of}")
+        raise MissingInput(
+            f"stage {of} of this run has no result: {out.parent / of}\n"
+            f"  by hand: --out RUN/{out.name}, where RUN/{of} is done"
+        )
     return key
 
 

@@ -53,6 +53,7 @@ class Replay:
     mode: Literal["eval", "train"] = "train"  # see Evaluation
     nothing = "chance"
     chance = "a uniform random policy"
+    part = "round"  # the steps up to an evaluation, and that
 
     def __init__(
         self,
