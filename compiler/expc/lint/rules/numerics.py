@@ -62,7 +62,7 @@ class EpsZeroInHalf(StageRule):
                         at.experiment.value(*use.path, key),
                         why=f"float16 has nothing between 0 and {SMALLEST_HALF:.1e}: "
                         "where it is used in half, it guards against nothing",
-                        help=f"use 1.0e-6 or more, or leave `{key}` out",
+                        help="use 1.0e-6 or more",
                     )
 
 
