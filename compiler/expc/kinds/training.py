@@ -63,9 +63,8 @@ def clock(b: Builder, *keys: Key) -> Call:
     spans: Mapping[str, object] = b.experiment.tree.get(b.path(*keys)) or {}
     named = [name for name in CLOCKS if spans.get(name) is not None]
     if len(named) != 1:
-        b.findings.append(
-            _not_one_clock(b, keys, named, [each for each in CLOCKS if each in spans])
-        )
+        known = [each for each in CLOCKS if each in spans] or list(CLOCKS)
+        b.findings.append(_not_one_clock(b, keys, named, known))
         return Call(
             "expc_runtime.clocks:Epochs", (1,)
         )  # never printed: a finding stops the compile

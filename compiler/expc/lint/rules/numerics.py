@@ -31,7 +31,8 @@ class EpsZeroInHalf(StageRule):
 
     float16 has nothing between 0 and 6.0e-8, so 1e-8 guards nothing there: a distillation's first step was 0/0 = NaN at
     every learning rate and with clipping, because AdamW's eps of 1e-8 was 0 in a net cast to half; a world model's
-    sampler drew log(0) about once in two thousand updates for the same reason. Neither was found for days.
+    sampler drew log(0) about once in two thousand updates for the same reason. Neither was found for days. Under `16-mixed`
+    our own optimizers step in float32, so this warns of what the value does elsewhere: in your own code, or in half.
 
     ## Bad
     ```yaml
@@ -48,7 +49,7 @@ class EpsZeroInHalf(StageRule):
     ```
     """
 
-    code, name = "XC401", "eps-zero-in-half"
+    code, name, severity = "XC401", "eps-zero-in-half", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         if getattr(stage.shape, "precision", None) != "16-mixed":
@@ -60,10 +61,16 @@ class EpsZeroInHalf(StageRule):
                     yield self.finding(
                         f"`{key}: {value:.1e}` of `{use.name}` is 0 in half precision",
                         at.experiment.value(*use.path, key),
-                        why=f"float16 has nothing between 0 and {SMALLEST_HALF:.1e}: "
-                        "where it is used in half, it guards against nothing",
+                        why=_why(use),
                         help="use 1.0e-6 or more",
                     )
+
+
+def _why(use: Use) -> str:
+    nothing = f"float16 has nothing between 0 and {SMALLEST_HALF:.1e}"
+    if use.component.family == "optim" and not use.component.own:
+        return f"{nothing}; steps are float32 here, but a net that is cast to half divides by 0 with it"
+    return f"{nothing}: where it is used in half, it guards against nothing"
 
 
 def _vanishes(value: float) -> bool:
