@@ -36,7 +36,7 @@ from expc_runtime.worlds.behaviour import (
 from expc_runtime.worlds.nets import Actor, BinaryHead, ConvDecoder, ConvEncoder, TwoHotHead
 from expc_runtime.worlds.vta import VTA
 
-PROGRAM = "d034ff86c2e64922"  # names this program; a result carries it beside its values
+PROGRAM = "fb45695b997a3ba0"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Train(Module):
         self.encoder = ConvEncoder(depth=cfg.encoder_depth)
         self.dynamics = VTA(
             self.encoder.out_features,
-            5,
+            actions=5,
             temp=cfg.dynamics_temp,
             force_scale=cfg.dynamics_force_scale,
             obs_action_input=cfg.dynamics_obs_action_input,
@@ -98,7 +98,7 @@ class Train(Module):
         self.decoder = ConvDecoder(self.dynamics.out_features, depth=cfg.decoder_depth)
         self.reward_head = TwoHotHead(self.dynamics.out_features)
         self.cont_head = BinaryHead(self.dynamics.out_features)
-        self.actor = Actor(self.dynamics.out_features, 5)
+        self.actor = Actor(self.dynamics.out_features, actions=5)
         self.critic = TwoHotHead(self.dynamics.out_features)
         self.slow_critic = slow_copy(self.critic)
         self.return_range = ReturnRange()

@@ -36,7 +36,7 @@ from expc_runtime.worlds.behaviour import (
 from expc_runtime.worlds.nets import Actor, BinaryHead, ConvDecoder, ConvEncoder, TwoHotHead
 from expc_runtime.worlds.vta import VTA
 
-PROGRAM = "3fc8e43712a44c93"  # names this program; a result carries it beside its values
+PROGRAM = "a3ca4ba45311ba32"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Train(Module):
         self.encoder = ConvEncoder(depth=cfg.encoder_depth)
         self.dynamics = VTA(
             self.encoder.out_features,
-            5,
+            actions=5,
             temp=cfg.dynamics_temp,
             force_scale=cfg.dynamics_force_scale,
             rate=cfg.dynamics_rate,
@@ -102,7 +102,7 @@ class Train(Module):
         self.decoder = ConvDecoder(self.dynamics.out_features, depth=cfg.decoder_depth)
         self.reward_head = TwoHotHead(self.dynamics.out_features)
         self.cont_head = BinaryHead(self.dynamics.out_features)
-        self.actor = Actor(self.dynamics.out_features, 5)
+        self.actor = Actor(self.dynamics.out_features, actions=5)
         self.critic = TwoHotHead(self.dynamics.out_features)
         self.slow_critic = slow_copy(self.critic)
         self.return_range = ReturnRange()

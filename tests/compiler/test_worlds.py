@@ -221,7 +221,7 @@ def own(world: Project, text: str) -> str:
 def test_an_environment_of_your_own(world: Project) -> None:
     made = module(world, own(world, GAME))
     assert "mylab.Game(size=cfg.size, batch=1)" in made or "Game(size=cfg.size, batch=1)" in made
-    assert "Actor(self.dynamics.out_features, 4)" in made
+    assert "Actor(self.dynamics.out_features, actions=4)" in made
 
 
 @pytest.mark.parametrize(

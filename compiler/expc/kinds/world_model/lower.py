@@ -146,11 +146,11 @@ def _nets(stage: Stage, b: Builder) -> None:
     parts = stage.maps["model"]
     for name in parts:
         b.static("model", name, "use")
-    actions = stage.uses["env"].component.actions
+    actions = (("actions", stage.uses["env"].component.actions),)
     width = Name("self.dynamics.out_features")
     _net(b, "encoder", parts["encoder"], parts["encoder"].component.target, ())
     embed = Name("self.encoder.out_features")
-    _net(b, "dynamics", parts["dynamics"], parts["dynamics"].component.target, (embed, actions))
+    _net(b, "dynamics", parts["dynamics"], parts["dynamics"].component.target, (embed,), actions)
     _net(b, "decoder", parts["decoder"], parts["decoder"].component.target, (width,))
     for key in ("reward", "cont"):
         use = stage.maps["loss"].get(key)
@@ -159,7 +159,7 @@ def _nets(stage: Stage, b: Builder) -> None:
         _net(b, f"{key}_head", parts[key], _HEADS[port], (width,), given)
     behaviour = stage.uses["behaviour"]
     unimix = _given(b, behaviour, "unimix")
-    _net(b, "actor", parts["actor"], f"{_NETS}:Actor", (width, actions), unimix)
+    _net(b, "actor", parts["actor"], f"{_NETS}:Actor", (width,), (*actions, *unimix))
     _net(b, "critic", parts["critic"], f"{_NETS}:TwoHotHead", (width,))
     path = behaviour.path
     span = b.experiment.key(*path)
