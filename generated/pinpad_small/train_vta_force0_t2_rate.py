@@ -85,7 +85,7 @@ class Config(Run):
     critic_eps: float = 1e-05
     critic_clip: float = 100.0
     # until
-    env_steps: int = 128000
+    env_steps: int = 96000
     # evaluate
     every_env_steps: int = 16000
     episodes: int = 8
