@@ -44,7 +44,7 @@ from expc_runtime.state import (
 )
 from expc_runtime.state.plan import Layout, Task, tasks
 from expc_runtime.state.program import read_program
-from expc_runtime.state.table import duration, table
+from expc_runtime.state.table import duration, some, table
 
 ENV = os.environ | {"PYTHONPATH": str(Path(expc_runtime.__file__).parent.parent)}
 
@@ -682,3 +682,9 @@ def test_a_remark_that_a_run_makes_twice_is_of_one_run(tmp_path: Path) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_names_that_do_not_fit_are_counted_and_none_is_cut() -> None:
+    assert some(["a", "b"], 80) == "a, b"
+    told = some([f"pad_enter.figure_{i}" for i in range(20)], 80)
+    assert told.endswith("pad_enter.figure_3, and 16 more in result.json")

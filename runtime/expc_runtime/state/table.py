@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -204,7 +204,7 @@ def _block(stage: str, rows: list[_Row]) -> str:
             break
         left, right = left[:1], []
         lines.append("")
-    tail = [f"  also recorded: {', '.join(also)}"] if also else []
+    tail = [f"  also recorded: {some(also, _WIDTH - 40)}"] if also else []
     tail += [
         f"  {name}: {row.answer}" if len(rows) > 1 else f"  {row.answer}"
         for name, row in zip(names, rows, strict=True)
@@ -294,6 +294,15 @@ def _align(columns: list[list[str]], numeric: range) -> list[str]:
         )
         lines.append(f"  {line}".rstrip())
     return lines
+
+
+def some(names: Sequence[str], width: int) -> str:
+    """Names that fit ``width``, and how many more there are."""
+    shown = list(names)
+    while len(shown) > 1 and len(", ".join(shown)) > width:
+        shown.pop()
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f", and {more} more in result.json" if more else "")
 
 
 def _clip(line: str) -> str:
