@@ -49,7 +49,7 @@ def spec(seeds: int) -> str:
 def server(folder: Path) -> Iterator[tuple[list[str], Callable[[], float]]]:
     """A launcher; gives the words that stand for `python`, and the CPU seconds spent on its side."""
     socket = folder / "socket"
-    command = [sys.executable, "-m", "expc_runtime.launch", "serve", str(socket)]
+    command = [sys.executable, "-m", "expc_runtime.launch", "serve", str(socket), str(os.getpid())]
     with subprocess.Popen(command, env=ENV, start_new_session=True) as process:
 
         def spent() -> float:

@@ -1,7 +1,8 @@
 """Start many runs cheaply: fork each one from a server that has torch and Lightning loaded.
 
-``python -m expc_runtime.launch serve SOCKET`` is the server; ``python launch.py run SOCKET --
-module.py flags`` stands where ``python module.py flags`` would. The run has the caller's standard
+``python -m expc_runtime.launch serve SOCKET PARENT`` is the server, for as long as process PARENT
+lives; ``python launch.py run SOCKET -- module.py flags`` stands where ``python module.py flags``
+would. The run has the caller's standard
 descriptors, folder, environment and arguments, its own process group, and its exit code or signal
 becomes the caller's. TERM, INT, HUP, QUIT, USR1 and USR2 are passed on to it.
 
@@ -50,11 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     match words:
-        case ["serve", path, *modules]:
-            return _serve(path, tuple(modules) or _PRELOAD)
+        case ["serve", path, parent, *modules] if parent.isdigit():
+            return _serve(path, int(parent), tuple(modules) or _PRELOAD)
         case ["run", path, "--", _, *_]:
             return _run(path, words[3:])
-    print("usage: launch serve SOCKET [MODULE...] | run SOCKET -- FILE FLAGS...", file=sys.stderr)
+    usage = "launch serve SOCKET PARENT [MODULE...] | launch run SOCKET -- FILE FLAGS..."
+    print(f"usage: {usage}", file=sys.stderr)
     return 2
 
 
@@ -181,9 +183,11 @@ class Server:
         self._selector.register(self._wake, selectors.EVENT_READ)
         self._read = selectors.EVENT_READ
 
-    def serve(self) -> Callable[[], int] | None:
-        """Serve until the parent process is gone; in a forked process, returns what to run."""
-        parent = os.getppid()
+    def serve(self, parent: int) -> Callable[[], int] | None:
+        """Serve while ``parent`` is our parent process; in a forked process, returns what to run.
+
+        The parent's pid is told, not asked for: it may have died while we were loading.
+        """
         while self._callers or os.getppid() == parent:
             for key, _ in self._selector.select(timeout=1.0):
                 if key.fileobj is self._listener:
@@ -263,8 +267,8 @@ class Server:
         _kill(pid, signal.SIGKILL)
 
 
-def _serve(path: str, modules: tuple[str, ...]) -> int:
-    """Load ``modules``, then fork a run for each caller until the parent process is gone."""
+def _serve(path: str, parent: int, modules: tuple[str, ...]) -> int:
+    """Load ``modules``, then fork a run for each caller until process ``parent`` is gone."""
     import gc
 
     listener = socket.socket(socket.AF_UNIX)
@@ -277,7 +281,7 @@ def _serve(path: str, modules: tuple[str, ...]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     owner = os.getpid()
     try:
-        program = server.serve()
+        program = server.serve(parent)
     finally:
         if os.getpid() == owner:
             server.stop()

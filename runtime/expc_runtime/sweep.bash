@@ -190,7 +190,7 @@ start_launcher() {
   local place
   [[ ${EXPC_LAUNCHER:-1} != 0 ]] || return 0
   place=$(mktemp -d -t expc.XXXXXX) || return 0
-  setsid "$python" -m expc_runtime.launch serve "$place/launch" \
+  setsid "$python" -m expc_runtime.launch serve "$place/launch" $$ \
     >>"$root/launcher.log" 2>&1 </dev/null {lock}>&- {console}>&- &
   launcher_pid=$! launcher_place=$place
   launcher=("$python" -I -S "$launch_py" run "$place/launch")

@@ -29,12 +29,16 @@ def wait_for(there: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
+def serve(*words: object) -> list[str]:
+    return [sys.executable, "-m", "expc_runtime.launch", "serve", *map(str, words)]
+
+
 class Server:
     """A launcher with ``modules`` loaded, on a socket of its own."""
 
     def __init__(self, folder: Path, *modules: str) -> None:
         self.socket = folder / "launch"
-        words = [sys.executable, "-m", "expc_runtime.launch", "serve", str(self.socket), *modules]
+        words = serve(self.socket, os.getpid(), *modules)
         self.process = subprocess.Popen(words, env=ENV, start_new_session=True)
 
     def command(self, *argv: object) -> list[str]:
@@ -246,21 +250,33 @@ def test_stopped_server_leaves_nothing(server: Server, script: Callable[[str], P
     assert not server.socket.exists()
 
 
-def test_server_ends_with_its_parent_once_nothing_runs(
-    folder: Path, script: Callable[[str], Path]
+PARENT = """
+import os, subprocess, sys, time
+words = [word.replace("PARENT", str(os.getpid())) for word in sys.argv[1:]]
+print(subprocess.Popen(words, stdout=subprocess.DEVNULL).pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["serving", "while loading"])
+def test_server_ends_with_its_parent(
+    folder: Path, script: Callable[[str], Path], loaded: bool
 ) -> None:
-    words = [sys.executable, "-m", "expc_runtime.launch", "serve", str(folder / "launch"), "json"]
-    code = "import subprocess, sys, time\n"
-    code += "print(subprocess.Popen(sys.argv[1:]).pid, flush=True)\ntime.sleep(600)"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, text=True, env=ENV
+    marks = script(
+        "import os, time\nopen('loading', 'w').close()\n" + "time.sleep(1)\n" * (not loaded)
     )
+    env = ENV | {"PYTHONPATH": os.pathsep.join([ENV["PYTHONPATH"], str(marks.parent)])}
+    words = [sys.executable, "-c", PARENT, *serve(folder / "launch", "PARENT", marks.stem)]
+    parent = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env, cwd=folder)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     start = process_start(pid)
-    wait_for((folder / "launch").exists, "server")
+    wait_for((folder / "loading").exists, "server that loads")
+    if loaded:
+        forked = [sys.executable, "-I", "-S", str(LAUNCH), "run", str(folder / "launch"), "--"]
+        subprocess.check_call([*forked, str(script("pass"))])
     parent.kill()
-    parent.communicate()
+    parent.communicate(timeout=20)
     wait_for(lambda: not alive(pid, start), "end of the server")
     assert not (folder / "launch").exists()
 
