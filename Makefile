@@ -23,7 +23,7 @@ $(ready): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("expc needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(pip) --upgrade 'pip>=25.1'
-	$(pip) $(index) --constraint constraints.txt --editable '.[runtime,new,onnx]' --group dev
+	$(pip) $(index) --constraint constraints.txt --editable '.[runtime,new,onnx,shogi,arrow]' --group dev
 	touch $@
 
 demo: $(ready)

@@ -41,13 +41,15 @@ class Form:
 class Column:
     """A column of a data source: what it means, the shape of one sample, and what is known of it without reading it.
 
-    `classes` counts class ids; `prior` is the share of the largest class, or the mean of a probability.
+    `classes` counts class ids; `prior` is the share of the largest class, or the mean of a probability. `dtype` is written
+    where it is not that of the port: int64 for class ids, else float32.
     """
 
     port: Port
     shape: tuple[int, ...] = ()
     classes: int | None = None
     prior: float | None = None
+    dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Component:
     beside image, action and is_first, as a function of its parameters (of those in `observes_of`); and what it `reports`
     for the log, with which way is better.
 
+    `groups` are keys of a data source that many rows share, such as the game they are of.
+
     `inputs` are the arguments of a model's `forward`, and `optional` those that it may go without.
     `needs_width` says that a first part of a model must be told `in_features`; later parts are given it. `params` is what a user may write beside `use:`. Parameters that the user did not write are not printed, so the
     runtime's own default holds: a test compares the two. `own` marks a user's code, and `fingerprint` names its text.
@@ -76,6 +80,7 @@ class Component:
     forms: tuple[Form, ...] = ()
     columns: Mapping[str, Column] = field(default_factory=dict)
     rows: int | None = None
+    groups: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     needs_width: bool = False
