@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 # Each layer may import those above it in this list, never those below. Modules in one set are neighbours.
 LAYERS: list[set[str]] = [
-    {"findings", "source", "project", "fingerprint"},
+    {"findings", "source", "project", "fingerprint", "child"},
     {"ir"},
     {"components", "signatures", "tree"},
     {"spec", "experiment", "shape", "digest"},
