@@ -35,6 +35,15 @@ FILLED = {
     "behaviour": set(),
     "evaluation": set(),
 }
+MODEL_FILES = {
+    "ConvNet": "conv",
+    "MLP": "mlp",
+    "LinearHead": "heads",
+    "ResNet": "resnet",
+    "MLPMixer": "mixer",
+    "ViT": "vit",
+    "PlanesViT": "vit",
+}
 DECLARED = [
     component
     for family in components.FAMILIES
@@ -61,7 +70,7 @@ def _parameters(target: str) -> dict[str, Parameter]:
     """Through a package's `__init__` to where a class is defined."""
     module, _, name = target.partition(":")
     if module == "expc_runtime.models":
-        module = {"ConvNet": "conv", "MLP": "mlp", "LinearHead": "heads"}[name]
+        module = MODEL_FILES[name]
         target = f"expc_runtime.models.{module}:{name}"
     return {parameter.name: parameter for parameter in signature(target, ROOT).parameters}
 
@@ -188,7 +197,7 @@ def test_models_name_their_inputs_as_declared(component: Component) -> None:
     forward = getattr(importlib.import_module(module), name).forward
     assert issubclass(getattr(importlib.import_module(module), name), torch.nn.Module)
     given = list(inspect.signature(forward).parameters)[1:]
-    assert len(component.inputs) == len(given)
+    assert len(component.inputs) + len(component.optional) == len(given)
 
 
 def test_digits_hold_what_is_declared() -> None:

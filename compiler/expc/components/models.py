@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from expc.components.core import Component, Form, Params
 from expc.ir import Features
@@ -31,6 +31,67 @@ class Mlp(Params):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of features dropped in training")
 
 
+class ResNet(Params):
+    """Parameters of `resnet`."""
+
+    channels: list[Width] = Field(
+        [64, 128, 256, 512], min_length=1, description="width of the 3x3 convolutions, by stage"
+    )
+    blocks: list[Width] = Field([2, 2, 2, 2], min_length=1, description="blocks of each stage")
+    strides: list[Width] = Field(
+        [1, 2, 2, 2], min_length=1, description="stride of each stage's first block"
+    )
+    expansion: Width = Field(4, description="channels of a stage over `channels`")
+    embedding: Width = Field(32, description="numbers for the piece on a cell, and for the hand")
+
+    @model_validator(mode="after")
+    def _one_entry_for_each_stage(self) -> Self:
+        lengths = {name: len(getattr(self, name)) for name in ("channels", "blocks", "strides")}
+        if len({*lengths.values()}) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in lengths.items())
+            raise ValueError(f"lists need one entry for each stage, and have {told}")
+        return self
+
+
+class MlpMixer(Params):
+    """Parameters of `mlp_mixer`."""
+
+    width: Width = Field(256, description="channels of a cell, and features it gives")
+    layers: Width = Field(16, description="blocks")
+    token_width: Width = Field(128, description="width inside the MLP across cells")
+    channel_width: Width = Field(1024, description="width inside the MLP across channels")
+    dropout: float = Field(0.15, ge=0, lt=1, description="share dropped in training")
+    embedding: Width = Field(32, description="numbers for the piece on a cell, and for the hand")
+
+
+class PlanesVit(Params):
+    """Parameters of `planes_vit`."""
+
+    width: Width = Field(256, description="channels of a cell, and features it gives")
+    depth: Width = Field(6, description="blocks")
+    heads: Width = Field(4, description="attention heads, which divide the width")
+    mlp_ratio: float = Field(3.0, gt=0, description="width inside the MLP over `width`")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share dropped in training")
+    checkpointing: bool = Field(
+        False, description="keep less for the backward pass, and compute it again"
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        return self
+
+
+class Vit(PlanesVit):
+    """Parameters of `vit`."""
+
+    width: Width = Field(512, description="channels of a cell, and features it gives")
+    heads: Width = Field(8, description="attention heads, which divide the width")
+    mlp_ratio: float = Field(4.0, gt=0, description="width inside the MLP over `width`")
+    embedding: Width = Field(32, description="numbers for the piece on a cell, and for the hand")
+
+
 class LinearHead(Params):
     """Parameters of `linear_head`."""
 
@@ -47,6 +108,22 @@ MODELS = (
     Component(
         "model", "mlp", "fully connected layers", Mlp,
         "expc_runtime.models:MLP", (Form((Features,)),), inputs=("features",), needs_width=True,
+    ),
+    Component(
+        "model", "resnet", "residual bottleneck blocks over a shogi board", ResNet,
+        "expc_runtime.models:ResNet", (Form((Features,)),), inputs=("board",), optional=("hand",), traits=frozenset({"norm"}),
+    ),
+    Component(
+        "model", "mlp_mixer", "MLPs across the cells and the channels of a shogi board", MlpMixer,
+        "expc_runtime.models:MLPMixer", (Form((Features,)),), inputs=("board",), optional=("hand",),
+    ),
+    Component(
+        "model", "vit", "a transformer over the cells of a shogi board", Vit,
+        "expc_runtime.models:ViT", (Form((Features,)),), inputs=("board",), optional=("hand",),
+    ),
+    Component(
+        "model", "planes_vit", "a transformer over 104 binary planes of a shogi board", PlanesVit,
+        "expc_runtime.models:PlanesViT", (Form((Features,)),), inputs=("board",), optional=("hand",),
     ),
 )  # fmt: skip
 
