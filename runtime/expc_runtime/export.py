@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from expc_runtime.checkpoint import LAST, Manifest, Store, load_weights
+from expc_runtime.data.packed import Packed
 from expc_runtime.errors import MissingInput, StageError
 from expc_runtime.flags import Run
 from expc_runtime.module import Module
@@ -123,7 +124,7 @@ def to_onnx(
     return Path(path)
 
 
-def columns_of(columns: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def columns_of(columns: Mapping[str, Tensor | Packed]) -> dict[str, dict[str, Any]]:
     """Shape of a row and dtype of each column, as result.json keeps them for `to_onnx`."""
     return {
         name: {"shape": list(column.shape[1:]), "dtype": str(column.dtype).removeprefix("torch.")}

@@ -6,13 +6,14 @@ epoch is a function of (seed, epoch), so a resumed run recomputes it and goes on
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from expc_runtime.errors import MissingInput
+from expc_runtime.data.packed import Column, Packed
+from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.export import columns_of
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
@@ -27,15 +28,18 @@ CHUNK = 20  # updates in one training_step of Lightning, whose cost they share
 class Source(Protocol):
     """Anything that can give whole columns."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Columns by name, each (N, ...), row i of all of them one sample."""
+    def tensors(self) -> Mapping[str, Column]:
+        """Columns by name, each (N, ...), row i of all of them one sample.
+
+        A mapping may make a column when it is asked for: no more is asked for than is needed.
+        """
         ...
 
 
 class Chunk:
     """A few batches in a row, each gathered when it is its turn."""
 
-    def __init__(self, columns: Sequence[Tensor], rows: Sequence[Tensor]) -> None:
+    def __init__(self, columns: Sequence[Column], rows: Sequence[Tensor]) -> None:
         self._columns = columns
         self._rows = rows
 
@@ -92,7 +96,7 @@ class Feed:
         self._shares = {"val": val, "test": test}
         self._split_seed = split_seed
         self._seed = 0
-        self._columns: list[Tensor] = []
+        self._columns: list[Column] = []
         self._rows: dict[str, Tensor] = {}
 
     def setup(self, device: torch.device, seed: int) -> None:
@@ -160,8 +164,14 @@ class Feed:
         return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
 
     def columns(self, split: Split) -> Batch:
-        """Whole columns of a split."""
-        return tuple(column.index_select(0, self._rows[split]) for column in self._columns)
+        """Whole columns of a split; packed ones stay so."""
+        rows = self._rows[split]
+        return tuple(
+            cast(Tensor, column.take(rows))  # it answers as a tensor does
+            if isinstance(column, Packed)
+            else column.index_select(0, rows)
+            for column in self._columns
+        )
 
     # The rest of what `fit` asks.
 
@@ -195,6 +205,16 @@ class Feed:
         batches = self.batches(cast(Split, split))
         figures = self._work.module.measured(batches.first(1) if self._work.smoke else batches)
         return {f"{split}/{name}": value for name, value in figures.items()}
+
+    def sample(self, split: str, rows: int) -> Chunk:
+        """Rows of a split, drawn once for all, in batches of equal size but for one row."""
+        held = self._rows[split]
+        if not len(held):
+            raise BadValue(f"no rows of {split} are held")
+        order = torch.randperm(len(held), generator=_generator(f"sample {split}"))[:rows]
+        batches = torch.tensor_split(held[order.to(held.device)], -(-len(order) // self.batch))
+        chunk = Chunk(self._columns, batches)
+        return chunk.first(1) if self._work.smoke else chunk
 
     def floors(self) -> dict[str, float]:
         """The best that constant answers reach, by figure, for every split that is measured."""
