@@ -1,6 +1,7 @@
 """Rows are split once, by a seed of their own, and each is visited once an epoch."""
 
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from expc_runtime.data.arrays import Arrays
 from expc_runtime.data.digits import Digits
-from expc_runtime.data.feed import CHUNK, Feed
+from expc_runtime.data.feed import CHUNK, Feed, Split
 from expc_runtime.errors import MissingInput
 
 CPU = torch.device("cpu")
@@ -211,3 +212,128 @@ def test_pickles_are_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
     with pytest.raises(MissingInput, match="allow_pickle"):
         Arrays(str(tmp_path / "a.npz")).tensors()
+
+
+class Games:
+    """Row i is of game i // 3 (ids far apart), and of a column that nobody asks for."""
+
+    def __init__(self, games: int) -> None:
+        self.games = games
+        self.asked: list[str] = []
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        row = torch.arange(3 * self.games)
+        return OnAccess({"row": row, "game": row // 3 * 1000 - 7, "heavy": row}, self.asked)
+
+
+class OnAccess(Mapping[str, Tensor]):
+    def __init__(self, held: dict[str, Tensor], asked: list[str]) -> None:
+        self.held, self.asked = held, asked
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.asked.append(name)
+        return self.held[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+
+def games(count: int, **how: Any) -> Feed:
+    made = Feed(Games(count), columns=("row",), batch=4, **{"by": "game", **how})
+    made.setup(CPU, 0)
+    return made
+
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def of_games(made: Feed, split: Split) -> set[int]:
+    return {row // 3 for row in made.rows(split).tolist()}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    count=st.integers(4, 200),
+    val=st.floats(0, 0.5),
+    test=st.floats(0, 0.4),
+    seed=st.integers(0, 9),
+    limit=st.none() | st.integers(1, 250),
+)
+def test_no_group_is_on_two_sides_and_shares_are_of_the_groups(
+    count: int, val: float, test: float, seed: int, limit: int | None
+) -> None:
+    used = min(count, limit or count)
+    val, test = (share if round(share * used) else 0.0 for share in (val, test))
+    if used - round(val * used) - round(test * used) < 1:
+        return
+    made = games(count, val=val, test=test, split_seed=seed, limit_groups=limit)
+    sides = {split: of_games(made, split) for split in SPLITS}
+    assert sum(map(len, sides.values())) == len(set().union(*sides.values())) == used
+    assert len(sides["val"]) == round(val * used) and len(sides["test"]) == round(test * used)
+    for split, side in sides.items():
+        assert made.rows(split).tolist() == [
+            3 * game + k for game in sorted(side) for k in range(3)
+        ]
+
+
+def used_rows(made: Feed) -> set[int]:
+    return {row for split in SPLITS for row in made.rows(split).tolist()}
+
+
+@pytest.mark.parametrize("limit", ["limit_groups", "limit_rows"])
+def test_a_smaller_limit_is_part_of_a_larger_one(limit: str) -> None:
+    sizes = [20, 50, 99, 100, 300]
+    found = [used_rows(games(100, val=0.2, **{limit: size})) for size in sizes]
+    for smaller, larger in pairwise(found):
+        assert smaller <= larger
+    of_one = 3 if limit == "limit_groups" else 1
+    assert [len(rows) for rows in found] == [of_one * min(s, 300 // of_one) for s in sizes]
+    assert found[0] != set(range(of_one * 20))
+    assert found[0] != used_rows(games(100, val=0.2, split_seed=1, **{limit: 20}))
+
+
+def test_a_limit_beyond_what_there_is_changes_nothing() -> None:
+    plain, limited = games(50, val=0.2), games(50, val=0.2, limit_groups=50)
+    for split in SPLITS:
+        assert torch.equal(plain.rows(split), limited.rows(split))
+
+
+def test_a_limit_of_rows_needs_no_groups() -> None:
+    made = feed(100, val=0.2, limit_rows=10)
+    assert (len(made.rows("train")), len(made.rows("val"))) == (8, 2)
+
+
+def test_only_what_is_needed_is_made() -> None:
+    made = games(10)
+    assert isinstance(made.source, Games)
+    assert sorted(made.source.asked) == ["game", "row"]
+
+
+@pytest.mark.parametrize(
+    ("how", "match"),
+    [
+        ({"val": 0.01}, r"val=0.01 of 10 groups is none"),
+        ({"val": 0.5, "test": 0.46}, r"0 groups are left to train on"),
+        ({"limit_groups": 0}, "limit_groups=0: must be at least 1"),
+        ({"limit_groups": 2, "limit_rows": 2}, "one of them"),
+        ({"limit_groups": 2, "by": None}, "rows have no groups"),
+    ],
+)
+def test_impossible_groups_are_refused(how: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        games(10, **how)
+
+
+def test_groups_are_a_column_of_integers() -> None:
+    with pytest.raises(MissingInput, match="Games has no column match; it has game, heavy, row"):
+        games(10, by="match")
+
+    class Loose(Rows):
+        def tensors(self) -> dict[str, Tensor]:
+            return {**super().tensors(), "half": torch.arange(self.n) / 2}
+
+    with pytest.raises(MissingInput, match=r"column half is float32 \(9,\): rows are split by"):
+        Feed(Loose(9), columns=("row",), batch=1, by="half").setup(CPU, 0)

@@ -4,7 +4,6 @@ A sample is never assembled by Python: a batch is one `index_select` per column.
 epoch is a function of (seed, epoch), so a resumed run recomputes it and goes on in the middle.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, cast
@@ -13,14 +12,13 @@ import torch
 from torch import Tensor
 
 from expc_runtime.data.packed import Column, Packed
+from expc_runtime.data.splits import Holdout, Split, generator
 from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.export import columns_of
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
 
 __all__ = ["Chunk", "Feed", "Source", "Split"]
-
-Split = Literal["train", "val", "test"]
 
 CHUNK = 20  # updates in one training_step of Lightning, whose cost they share
 
@@ -62,8 +60,13 @@ class Feed:
         source: gives the columns.
         columns: names, in the order in which a batch holds them.
         batch: rows of one batch; the last of an epoch may be shorter unless ``drop_last``.
-        val, test: shares of all rows, rounded to whole rows. The split is drawn by ``split_seed``,
-            not by the seed of the run, so that runs of one sweep are measured on the same rows.
+        val, test: shares of all rows, rounded to whole rows; with ``by``, of all groups. The split is
+            drawn by ``split_seed``, not by the seed of the run, so that runs of one sweep are
+            measured on the same rows.
+        by: the column of the source, (N,) integers, that says which group a row is of. All rows of a
+            group are in one split.
+        limit_groups, limit_rows: how many are used at most, a sample that ``split_seed`` draws before
+            the split; that of a smaller limit is part of that of a larger one.
 
     `setup` reads the source; before it nothing is touched. It raises MissingInput for a column that
     is not there or columns of unequal length, ValueError for shares that leave a split empty.
@@ -84,51 +87,43 @@ class Feed:
         test: float = 0.0,
         split_seed: int = 0,
         drop_last: bool = False,
+        by: str | None = None,
+        limit_groups: int | None = None,
+        limit_rows: int | None = None,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch={batch}: must be at least 1")
-        if min(val, test) < 0 or val + test >= 1:
-            raise ValueError(f"val={val:g}, test={test:g}: shares of the rows, together below 1")
         self.source = source
         self.names = tuple(columns)
         self.batch = batch
         self.drop_last = drop_last
-        self._shares = {"val": val, "test": test}
-        self._split_seed = split_seed
+        self.by = by
+        self._holdout = Holdout(val, test, split_seed, limit_groups, limit_rows)
         self._seed = 0
         self._columns: list[Column] = []
-        self._rows: dict[str, Tensor] = {}
+        self._rows: dict[Split, Tensor] = {}
 
     def setup(self, device: torch.device, seed: int) -> None:
         """Read and split the columns, move them to ``device``; ``seed`` orders the epochs."""
         held = self.source.tensors()
-        missing = [name for name in self.names if name not in held]
+        wanted = dict.fromkeys((*self.names, *((self.by,) if self.by else ())))
+        known = sorted(held)  # `in` would make the column, where a mapping makes them on access
+        missing = [name for name in wanted if name not in known]
         if missing:
             raise MissingInput(
                 f"{type(self.source).__name__} has no column {', '.join(missing)}; "
-                f"it has {', '.join(sorted(held))}"
+                f"it has {', '.join(known)}"
             )
-        lengths = {name: len(held[name]) for name in self.names}
+        columns = {name: held[name] for name in wanted}
+        lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1:
             raise MissingInput(f"columns of unequal length: {lengths}")
-        self._columns = [held[name].to(device).contiguous() for name in self.names]
-        self._rows = self._split(lengths[self.names[0]], device)
+        groups = group_ids(self.by, columns[self.by]) if self.by else None
+        parts = self._holdout.rows(lengths[self.names[0]], groups)
+        require_a_batch(len(parts["train"]), self.batch if self.drop_last else 1)
+        self._rows = {name: rows.to(device) for name, rows in parts.items()}
+        self._columns = [columns[name].to(device).contiguous() for name in self.names]
         self._seed = seed
-
-    def _split(self, n: int, device: torch.device) -> dict[str, Tensor]:
-        order = torch.randperm(n, generator=_generator(f"split {self._split_seed}"))
-        sizes = {name: round(share * n) for name, share in self._shares.items()}
-        for name, share in self._shares.items():
-            if share and not sizes[name]:
-                raise ValueError(f"{name}={share:g} of {n} rows is none")
-        train = n - sum(sizes.values())
-        if train < (self.batch if self.drop_last else 1):
-            raise ValueError(f"{train} rows are left to train on, fewer than a batch takes")
-        parts = torch.split(order, [train, sizes["val"], sizes["test"]])
-        return {
-            name: part.sort().values.to(device)
-            for name, part in zip(("train", "val", "test"), parts, strict=True)
-        }
 
     @property
     def updates_per_epoch(self) -> int:
@@ -142,7 +137,7 @@ class Feed:
     def order(self, epoch: int) -> Tensor:
         """The rows of the train split in the order in which ``epoch`` visits them, (n,) int64."""
         rows = self._rows["train"]
-        order = torch.randperm(len(rows), generator=_generator(f"epoch {self._seed} {epoch}"))
+        order = torch.randperm(len(rows), generator=generator(f"epoch {self._seed} {epoch}"))
         return rows[order.to(rows.device)]
 
     def batch_rows(self, epoch: int, position: int) -> Tensor:
@@ -194,7 +189,7 @@ class Feed:
         """What is measured: the train split only if a gate reads it or there is no other."""
         gate = self._work.until.gate
         gated = gate is not None and gate.split == "train"
-        held = [name for name, rows in self._rows.items() if len(rows)]
+        held: list[str] = [name for name, rows in self._rows.items() if len(rows)]
         if not gated and "val" in held:
             held.remove("train")
         if self._work.smoke and "test" in held:
@@ -208,10 +203,10 @@ class Feed:
 
     def sample(self, split: str, rows: int) -> Chunk:
         """Rows of a split, drawn once for all, in batches of equal size but for one row."""
-        held = self._rows[split]
+        held = self._rows[cast(Split, split)]
         if not len(held):
             raise BadValue(f"no rows of {split} are held")
-        order = torch.randperm(len(held), generator=_generator(f"sample {split}"))[:rows]
+        order = torch.randperm(len(held), generator=generator(f"sample {split}"))[:rows]
         batches = torch.tensor_split(held[order.to(held.device)], -(-len(order) // self.batch))
         chunk = Chunk(self._columns, batches)
         return chunk.first(1) if self._work.smoke else chunk
@@ -223,8 +218,9 @@ class Feed:
         if not constants:
             return found
         for split in self.splits():
-            for k in range(len(constants[0])):
-                with self._work.module.answering(tuple(head[k] for head in constants)):
+            for k in range(max(map(len, constants))):
+                answers = tuple(head[min(k, len(head) - 1)] for head in constants)
+                with self._work.module.answering(answers):
                     for key, value in self.measured(split).items():
                         found[key] = self._better(key, found.get(key), value)
         return found
@@ -261,7 +257,17 @@ class Feed:
         """Nothing to go on from."""
 
 
-def _generator(text: str) -> torch.Generator:
-    """A generator seeded by a hash, so that neighbouring seeds share nothing."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+def group_ids(by: str, column: Column) -> Tensor:
+    """The column as ids of groups, (N,). Raises MissingInput if that is not what it is."""
+    if isinstance(column, Packed) or column.dim() != 1 or column.is_floating_point():
+        raise MissingInput(
+            f"column {by} is {str(column.dtype).removeprefix('torch.')} {tuple(column.shape)}: rows "
+            "are split by a column of integers, one for each row"
+        )
+    return column
+
+
+def require_a_batch(rows: int, wanted: int) -> None:
+    """Raises ValueError if fewer rows are left to train on than a batch takes."""
+    if rows < wanted:
+        raise ValueError(f"{rows} rows are left to train on, fewer than a batch takes")
