@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import math
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from expc import components
 from expc.components.core import Component
 from expc.kinds.names import ATTRIBUTES
-from expc.signatures import Parameter, signature
+from expc.signatures import Parameter, find, signature
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,15 +35,6 @@ FILLED = {
     "layers": set(),
     "behaviour": set(),
     "evaluation": set(),
-}
-MODEL_FILES = {
-    "ConvNet": "conv",
-    "MLP": "mlp",
-    "LinearHead": "heads",
-    "ResNet": "resnet",
-    "MLPMixer": "mixer",
-    "ViT": "vit",
-    "PlanesViT": "vit",
 }
 DECLARED = [
     component
@@ -67,12 +59,18 @@ def _name(value: Any) -> str:
 
 
 def _parameters(target: str) -> dict[str, Parameter]:
-    """Through a package's `__init__` to where a class is defined."""
     module, _, name = target.partition(":")
-    if module == "expc_runtime.models":
-        module = MODEL_FILES[name]
-        target = f"expc_runtime.models.{module}:{name}"
-    return {parameter.name: parameter for parameter in signature(target, ROOT).parameters}
+    defined = f"{_defining(module, name)}:{name}"
+    return {parameter.name: parameter for parameter in signature(defined, ROOT).parameters}
+
+
+def _defining(module: str, name: str) -> str:
+    """Through a package's `__init__` to the module that a class is defined in."""
+    for statement in ast.parse(find(module, ROOT).read_text(encoding="utf-8")).body:
+        names = statement.names if isinstance(statement, ast.ImportFrom) else []
+        if name in (alias.name for alias in names):
+            return str(statement.module)
+    return module
 
 
 def _default(component: Component, name: str) -> Any:
@@ -218,6 +216,33 @@ def test_digits_hold_what_is_declared() -> None:
             assert known.prior == pytest.approx(float(torch.bincount(held).max()) / len(held))
         elif known.prior is not None:
             assert known.prior == pytest.approx(float(held.mean()))
+
+
+def test_shogi_sources_hold_what_is_declared(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from expc_runtime.data.shogi import Games, ReachableSquares
+
+    if importlib.util.find_spec("cshogi") is None:
+        pytest.skip("legal moves come with cshogi")
+    games = tmp_path / "games.tsv"
+    games.write_text("one\tB\tTORYO\tme\tyou\t7g7f 3c3d 8h2b+ 3a2b\n")
+    sources = {
+        "shogi.reachable_squares": ReachableSquares(),
+        "shogi.games": Games(str(games), min_plies=1),
+    }
+    for name, source in sources.items():
+        declared = components.built_in("data")[name]
+        held = source.tensors()
+        assert [*declared.columns, *declared.groups] == list(held)
+        assert list(declared.columns) == list(source.columns)
+        assert declared.groups == getattr(source, "groups", ())
+        for column, known in declared.columns.items():
+            kind = known.dtype or ("int64" if known.classes and not known.shape else "float32")
+            assert tuple(held[column].shape[1:]) == known.shape
+            assert held[column].dtype == getattr(torch, kind)
+            assert declared.rows is None or len(held[column]) == declared.rows
+            if known.prior is not None:
+                assert known.prior == pytest.approx(float(held[column].mean()))
 
 
 def test_words_for_columns_mean_the_same_in_specs_and_sources() -> None:

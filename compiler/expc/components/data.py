@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from expc.components.core import Column, Component, Params, Use
 from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Features, Port, Prob, Real
@@ -69,6 +69,35 @@ class Arrays(Params):
     )
 
 
+def _one_or_some(value: object) -> object:
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(each, str) and each for each in listed):
+        raise ValueError("takes a file, or a list of files")
+    return value
+
+
+Files = Annotated[str | Annotated[list[str], Field(min_length=1)], BeforeValidator(_one_or_some)]
+"""One file or several, from the project root. Told in one sentence where it is neither."""
+
+
+class ReachableSquares(Params):
+    """No parameters."""
+
+
+class Games(Params):
+    """Parameters of `shogi.games`."""
+
+    file: Files = Field(
+        description="a file of games, .tsv.xz or .tsv, from the project root; or a list of them"
+    )
+    min_plies: int = Field(20, ge=1, description="games of fewer moves are left out")
+    unique: bool = Field(False, description="keep only the first occurrence of each position")
+
+
+MOVES = 1496
+"""Classes of moves in shogi: direction, promotion and destination, or what is dropped where."""
+
+
 def columns_of(use: Use) -> dict[str, Column]:
     """What is known of a source's columns: from its declaration, or from the spec."""
     if use.component.columns:
@@ -92,5 +121,26 @@ DATA = (
     Component(
         "data", "arrays", "columns of a file that fits in memory", Arrays,
         "expc_runtime.data.arrays:Arrays",
+    ),
+    Component(
+        "data", "shogi.reachable_squares", "one shogi piece, and where it can go: 1,105 boards, all there are",
+        ReachableSquares, "expc_runtime.data.shogi:ReachableSquares", rows=1105,
+        columns={
+            "board": Column(Features, (9, 9), dtype="uint8"),
+            "hand": Column(Features, (14,), dtype="uint8"),
+            "reachable": Column(Prob, (81,), prior=8759 / (1105 * 81)),
+        },
+    ),
+    Component(
+        "data", "shogi.games", "positions of shogi games: the move played, the legal moves, who won", Games,
+        "expc_runtime.data.shogi:Games", groups=("game",),
+        columns={
+            "board": Column(Features, (9, 9), dtype="uint8"),
+            "hand": Column(Features, (14,), dtype="uint8"),
+            "move": Column(ClassId, classes=MOVES),
+            "policy": Column(ClassProbs, (MOVES,), classes=MOVES),
+            "legal": Column(Prob, (MOVES,)),
+            "value": Column(Prob),
+        },
     ),
 )  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from expc.components.core import Use
+from expc.components.core import Column, Use
 from expc.experiment import Stage
 from expc.findings import Edit, Finding, Note
 from expc.ir import BinaryLogits, ClassId, ClassLogits, Prob
@@ -329,12 +330,11 @@ class ClassCount(StageRule):
             out = getattr(head.params, "out", None) if head is not None else None
             if head is None or known is None or out is None:
                 continue
-            wanted = known.classes if known.port is ClassId else _single(stage, known.port is Prob)
+            wanted = _answers(stage, known)
             if wanted is not None and out != wanted:
                 span = at.experiment.value(*head.path, "out")
-                holds = (
-                    f"has {wanted} classes" if known.port is ClassId else "holds one number a row"
-                )
+                several = "one number" if wanted == 1 else f"{wanted} numbers"
+                holds = f"has {wanted} classes" if known.classes else f"holds {several} a row"
                 yield self.finding(
                     f"head `{edge.head}` gives {out} numbers, but column `{edge.target}` {holds}",
                     span,
@@ -344,10 +344,13 @@ class ClassCount(StageRule):
                 )
 
 
-def _single(stage: Stage, prob: bool) -> int | None:
-    """1 for a column of probabilities whose shape is declared to be one number a row."""
+def _answers(stage: Stage, known: Column) -> int | None:
+    """How many numbers a row of a column asks for, where it is declared."""
+    if known.port is ClassId or known.classes:
+        return known.classes
     use = stage.uses["data"].component
-    return 1 if prob and use.columns and not use.own else None
+    sure = known.port is Prob and bool(use.columns) and not use.own
+    return math.prod(known.shape) if sure else None
 
 
 class MetricShadowsLoss(StageRule):

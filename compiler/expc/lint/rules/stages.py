@@ -19,6 +19,7 @@ from expc.lint.readings import (
     terms,
     watched_splits,
 )
+from expc.source import KeyPath
 from expc.sweep import Variant
 
 
@@ -189,16 +190,17 @@ class MissingFile(StageRule):
     code, name = "XC205", "missing-file"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        named = [
+        named: list[tuple[str, KeyPath]] = [
             (start.file, (*stage.path, "init", part, "file"))
             for part, start in getattr(stage.shape, "init", {}).items()
             if start.file
         ]
-        named += [
-            (use.param("file"), (*use.path, "file"))
-            for use in stage.every_use()
-            if isinstance(getattr(use.params, "file", None), str)
-        ]
+        for use in stage.every_use():
+            held = getattr(use.params, "file", None)
+            if isinstance(held, str):
+                named.append((held, (*use.path, "file")))
+            elif isinstance(held, list):
+                named += [(file, (*use.path, "file", n)) for n, file in enumerate(held)]
         for file, path in named:
             place = at.experiment.root / file
             if not place.is_file():

@@ -19,7 +19,7 @@ import torch
 
 from expc_runtime.data.packed import Bits, Column, Rows
 from expc_runtime.data.shogi.board import CODES, START, Position, view
-from expc_runtime.data.shogi.check import king_hangs
+from expc_runtime.data.shogi.kings import king_hangs
 from expc_runtime.data.shogi.labels import LABELS, TABLE
 from expc_runtime.data.shogi.legal import legal_bits
 from expc_runtime.errors import MissingInput
