@@ -73,6 +73,14 @@ class TrainingFeed(Paced, Protocol):
         """Figures of the module as it is, ``<split>/<name>``."""
         ...
 
+    def sample(self, split: str, rows: int) -> Iterable[Batch]:
+        """Batches of ``rows`` rows of a split, or of all where it has fewer; the same at every call
+        with the same state, in mixed order, and of about equal size. Asking changes nothing.
+
+        Raises BadValue for a split of which there are none to be had.
+        """
+        ...
+
     def floors(self) -> dict[str, float]:
         """What is reached without learning anything, of every split, for some of the figures."""
         ...

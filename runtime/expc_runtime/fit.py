@@ -22,7 +22,7 @@ from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
 from expc_runtime.guards import untrained
 from expc_runtime.log import Log
-from expc_runtime.measuring import Figures
+from expc_runtime.measuring import Figures, NormStatistics
 from expc_runtime.module import Module
 from expc_runtime.parts import load_parts, parents
 from expc_runtime.progress import progress
@@ -51,6 +51,7 @@ def fit(
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     monitor: Mapping[str, str] | None = None,
     init: Mapping[str, str] | None = None,
+    norm_statistics: NormStatistics = "running",
     file: str,
     program: str,
 ) -> int:
@@ -62,6 +63,9 @@ def fit(
         monitor: checkpoints kept for the best value, tag -> metric. The first one's weights are
             those that the result's figures are about; without any, the last weights are.
         init: parts that start from a file or another stage; see `load_parts`.
+        norm_statistics: ``reestimated`` replaces the running statistics of batch norm, before each
+            measurement, by their mean over at most `norms.AVERAGED` rows of the train split.
+            Training goes on from these, and they are in what is saved and handed on.
         file: the caller's ``__file__``; the project root is the nearest folder above it with a
             pyproject.toml or .git, and ``cfg.out`` is relative to that.
         program: names the program; with the values and parents it makes the stage's key.
@@ -82,6 +86,7 @@ def fit(
             checkpoint=checkpoint,
             monitor=dict(monitor or {}),
             init=dict(init or {}),
+            norm_statistics=norm_statistics,
             file=file,
             program=program,
             root=at.root,
@@ -107,6 +112,7 @@ class Training:
     checkpoint: Checkpoint
     monitor: dict[str, str]
     init: dict[str, str]
+    norm_statistics: NormStatistics
     file: str
     program: str
     root: Path
@@ -116,6 +122,7 @@ class Training:
     module: Module = field(init=False)
     figures: Figures = field(init=False)
     warned: list[str] = field(init=False, default_factory=list)
+    told: set[str] = field(init=False, default_factory=set)  # what is said once
 
     def __post_init__(self) -> None:
         self.log = Log(self.stage.folder)
@@ -173,7 +180,14 @@ class Training:
         )
         if lost := untrained(module):
             self.warn(f"no optimizer trains {', '.join(lost[:5])}" + "..." * (len(lost) > 5))
-        self.figures = Figures(module, feed, self.log, self.warn)
+        self.figures = Figures(
+            module,
+            feed,
+            self.log,
+            self.warn,
+            gate=self.until.gate,
+            norm_statistics=self.norm_statistics,
+        )
         if self.compile:
             module.compile()
         if not (self.stage.verdict == "resume" and self._restore()):
@@ -291,7 +305,9 @@ class Training:
             self._flushed()
             self._save()
             return True
-        gate_ends = self.gate is not None and self.gate.see(self.figures.last)
+        gate_ends = self.gate is not None and self.gate.see(
+            self.figures.seen_by(self.gate.gate.mode)
+        )
         self.best.see(self.figures.last, module, self.feed)
         self.say(self.figures.line())
         if whole:
@@ -312,9 +328,11 @@ class Training:
             {
                 "gate": self.gate.state_dict() if self.gate else {},
                 "figures": self.figures.last,
+                "other_mode": self.figures.other,
                 "means": self.figures.train,
                 "logged": self.log.lines,
                 "warned": self.warned,
+                "told": sorted(self.told),
                 "seconds": self._seconds(),
                 "ended": self.ended,
             },
@@ -329,7 +347,8 @@ class Training:
         if self.gate:
             self.gate.load_state_dict(state["gate"])
         self.figures.last, self.figures.train = state["figures"], state["means"]
-        self.warned = list(state["warned"])
+        self.figures.other = state["other_mode"]
+        self.warned, self.told = list(state["warned"]), set(state["told"])
         self.spent, self.ended = state["seconds"], state["ended"]
         self.log.rewind(state["logged"])
         return True
@@ -339,6 +358,8 @@ class Training:
     def _conclude(self, origin: Mapping[str, Any]) -> int:
         """Check the gate, measure the test split, warn, and write the result."""
         gate = self._judge_gate()
+        if not self.cfg.smoke:
+            self.figures.tell_gap()
         weights, figures = self._chosen()
         if not self.cfg.smoke:
             self.figures.warn_of_floors(figures)
@@ -394,15 +415,24 @@ class Training:
         """What the result says of the gate; raises GateNotMet if not met, and that is a failure."""
         if self.gate is None:
             return {}
-        message = self.gate.message(self._spent_words())
-        otherwise = self.gate.gate.otherwise
+        gate, eval_mode = self.gate.gate, self._beside_gate()
+        message = self.gate.message(self._spent_words(), eval_mode)
         if not self.gate.met:
-            if otherwise == "fail":
+            if gate.otherwise == "fail":
                 raise GateNotMet(message)
             self.warn(message)
+        elif eval_mode is not None and not gate.met(eval_mode):
+            self.warn(f"{message}: it is open for a net that is used in eval mode and fails there")
         else:
             self.say(message)
-        return {"met": self.gate.met, "otherwise": otherwise, "message": message}
+        told = {"met": self.gate.met, "otherwise": gate.otherwise, "message": message}
+        return told | ({} if eval_mode is None else {"mode": gate.mode, "eval_mode": eval_mode})
+
+    def _beside_gate(self) -> float | None:
+        """What eval mode makes of the figure that the gate read in train mode."""
+        if self.gate is None or not self.figures.other or self.gate.gate.mode == "eval":
+            return None
+        return self.figures.last.get(self.gate.gate.metric)
 
     def _spent_words(self) -> str:
         if isinstance(self.until.budget, Epochs):
@@ -419,8 +449,9 @@ class Training:
         self.progress.line(text)
         self.log.note(text)
 
-    def warn(self, text: str) -> None:
-        """Say it once, and put it into the result."""
-        if text not in self.warned:
+    def warn(self, text: str, *, once: str = "") -> None:
+        """Say it once, and put it into the result; of what shares ``once`` only the first."""
+        if text not in self.warned and once not in self.told:
+            self.told |= {once} - {""}
             self.warned.append(text)
             self.say(f"warning: {text}")

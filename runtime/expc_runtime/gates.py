@@ -10,6 +10,7 @@ from expc_runtime.errors import BadValue
 __all__ = ["Gate", "GateWatch", "Until"]
 
 Otherwise = Literal["fail", "warn", "stop"]
+Mode = Literal["eval", "train"]
 
 _RISING = ("at_least", "above")
 _WORDS = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
@@ -23,11 +24,12 @@ class Gate:
     without a better value. If it was not met: ``fail`` ends with exit code 3, ``warn`` counts as done,
     ``stop`` as done with what depends on it skipped.
 
-    Figures are taken in eval mode, of the train split too: in train mode batch norm hides what its
-    running statistics do, and the weights change while the epoch is measured. Those of a replay's
-    ``eval`` are in train mode, as it acts.
+    ``mode`` is the module's while the figure is taken, when the epoch is over. In ``train`` batch
+    norm reads its batch, which hides what its running statistics do, and dropout is on; the figure
+    of eval mode is measured beside it. A replay's ``eval`` is in train mode either way, as it acts.
 
-    Raises ValueError unless there is one bound, a known ``otherwise`` and a positive patience.
+    Raises ValueError unless there is one bound, a known ``otherwise`` and ``mode``, and a positive
+    patience.
     """
 
     metric: str
@@ -37,6 +39,7 @@ class Gate:
     below: float | None = None
     patience: int | None = None
     otherwise: Otherwise = "fail"
+    mode: Mode = "eval"
 
     def __post_init__(self) -> None:
         given = [name for name in _WORDS if getattr(self, name) is not None]
@@ -44,6 +47,8 @@ class Gate:
             raise ValueError(f"gate on {self.metric}: one of {', '.join(_WORDS)}, not {len(given)}")
         if self.otherwise not in ("fail", "warn", "stop"):
             raise ValueError(f"gate on {self.metric}: otherwise={self.otherwise!r} is not known")
+        if self.mode not in ("eval", "train"):
+            raise ValueError(f"gate on {self.metric}: mode={self.mode!r} is not known")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"gate on {self.metric}: patience={self.patience} is below 1")
         if self.split not in ("train", "val", "eval"):
@@ -153,13 +158,19 @@ class GateWatch:
     def out_of_patience(self) -> bool:
         return self.gate.patience is not None and self.worse >= self.gate.patience
 
-    def message(self, spent: str) -> str:
-        """What to say at the end; ``spent`` is the budget that was used, as ``10 epochs``."""
+    def message(self, spent: str, beside: float | None = None) -> str:
+        """What to say at the end; ``spent`` is the budget that was used, as ``10 epochs``.
+
+        ``beside`` is what eval mode makes of the newest weights, for a gate in train mode.
+        """
         gate = self.gate
         sign = _WORDS[gate.bound]
+        said = "" if gate.mode == "eval" else " in train mode"
+        other = "" if beside is None else f"; in eval mode it is {_figure(beside)}"
         if self.met and self.best is not None:
-            return f"gate met: {gate.metric} {_figure(self.best)} {sign} {_figure(gate.required)}"
-        lines = [f"gate not met: {gate.metric} after {spent}"]
+            met = f"{_figure(self.best)} {sign} {_figure(gate.required)}"
+            return f"gate met: {gate.metric} {met}{said}{other}"
+        lines = [f"gate not met: {gate.metric} after {spent}{said}{other}"]
         if self.best is None:
             lines.append(f"  achieved: nothing finite   required: {sign} {_figure(gate.required)}")
         else:

@@ -38,13 +38,23 @@ class Log:
             file.writelines(f"{stamp} {line}\n" for line in text.splitlines())
 
     def figures(
-        self, split: str, values: Mapping[str, float], *, step: int, epoch: int, **more: Any
+        self,
+        split: str,
+        values: Mapping[str, float],
+        *,
+        step: int,
+        epoch: int,
+        curves: str = "",
+        **more: Any,
     ) -> None:
-        """One line of metrics.jsonl; ``values`` by full name, ``<split>/<name>``."""
+        """One line of metrics.jsonl; ``values`` by full name, ``<split>/<name>``.
+
+        ``curves`` is put before the names on the boards, where a name is one curve.
+        """
         append_line(self._figures, {"step": step, "epoch": epoch, "split": split, **more, **values})
         self.lines += 1
         for board in self.boards:
-            board.log_metrics(dict(values), step)
+            board.log_metrics({f"{curves}{key}": v for key, v in values.items()}, step)
 
     def rewind(self, lines: int) -> None:
         """Drop the figures that an earlier attempt logged after its first ``lines`` lines."""

@@ -1,46 +1,143 @@
 """The figures of an epoch, beside what is reached without learning anything."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
+from expc_runtime import norms
 from expc_runtime.feeds import TrainingFeed
+from expc_runtime.gates import Gate, Mode
 from expc_runtime.guards import Spread
 from expc_runtime.log import Log
 from expc_runtime.module import Module
 
-__all__ = ["Figures"]
+__all__ = ["Figures", "NormStatistics", "Warn"]
+
+NormStatistics = Literal["running", "reestimated"]
+
+BESIDE = 16_384
+"""Rows that are measured in train mode too, to be held against eval mode; a gate's are all."""
+
+ALL = 2**62  # rows
+
+GAP = 0.02
+"""Of a metric from 0 to 1 between the two modes: more is said aloud."""
+
+
+class Warn(Protocol):
+    """Say something to people, and put it into the result; of each ``once`` only the first."""
+
+    def __call__(self, text: str, *, once: str = "") -> None: ...
 
 
 class Figures:
-    """What was measured last, and its floors. ``warn`` is told of what a person should know."""
+    """What was measured last, and its floors. ``warn`` is told of what a person should know.
+
+    A net with running statistics is measured in train mode as well, on the gate's split or the
+    first: `other`. With ``norm_statistics`` "reestimated" these are averaged anew before each
+    measurement (`norms.reestimate`), and stay so.
+    """
 
     def __init__(
-        self, module: Module, feed: TrainingFeed, log: Log, warn: Callable[[str], None]
+        self,
+        module: Module,
+        feed: TrainingFeed,
+        log: Log,
+        warn: Warn,
+        *,
+        gate: Gate | None = None,
+        norm_statistics: NormStatistics = "running",
     ) -> None:
         self._module = module
         self._feed = feed
         self._log = log
         self._warn = warn
+        self._gate = gate
+        self._reestimated = norm_statistics == "reestimated"
+        self._keeps = bool(norms.running(module))
         self.last: dict[str, float] = {}
+        self.other: dict[str, float] = {}  # the same of train mode, where that is measured
         self.train: dict[str, float] = {}  # means of the newest flush
         self.floors = feed.floors()
+        if self._reestimated and not self._keeps:
+            warn("norm_statistics: nothing that is trained here keeps running statistics")
 
     def measure(self) -> None:
         """Measure every split but test, log it, and look for an answer that never changes."""
+        if self._reestimated and self._keeps:
+            norms.reestimate(self._module, self._feed.sample("train", norms.AVERAGED))
         module, spread = self._module, Spread(self._module)
         figures: dict[str, float] = {}
         try:
-            for split in self._feed.splits():
-                if split != "test":
-                    figures |= self._log_of(split, module.updates, module.epoch + 1)
+            for split in self._measured_splits():
+                figures |= self._log_of(split, module.updates, module.epoch + 1)
         finally:
             spread.close()
         self.last = figures
+        self.other = self._in_train_mode()
+        if not norms.young(module):
+            self.tell_gap()
         for head in spread.constant():
             self._warn(
                 f"output {head + 1} of {type(module).__name__} is the same for every row: "
                 "it has collapsed to a constant"
             )
+
+    def seen_by(self, mode: Mode) -> dict[str, float]:
+        """The newest figures, of the mode that a gate reads."""
+        return self.last | self.other if mode == "train" else self.last
+
+    def _measured_splits(self) -> list[str]:
+        return [split for split in self._feed.splits() if split != "test"]
+
+    def _in_train_mode(self) -> dict[str, float]:
+        """Figures of one split in train mode, by the same names; nothing of it stays."""
+        gated = self._gate is not None and self._gate.mode == "train"
+        splits = self._measured_splits()
+        if self._feed.mode == "train" or not splits or not (gated or self._keeps):
+            return {}
+        split = self._gate.split if self._gate and self._gate.split in splits else splits[0]
+        module = self._module
+        with norms.aside(module), module.eager():
+            rows = self._feed.sample(split, ALL if gated else BESIDE)
+            found = module.measured(rows, mode="train")
+        figures = {f"{split}/{name}": value for name, value in found.items()}
+        self._log.figures(
+            split,
+            figures,
+            step=module.updates,
+            epoch=module.epoch + 1,
+            curves="train mode/",
+            mode="train",
+            **self._counts(),
+        )
+        return figures
+
+    def tell_gap(self) -> None:
+        """Say where the two modes are furthest apart, if they are."""
+        gaps = {key: self.last[key] - v for key, v in self.other.items() if key in self.last}
+        gaps = {key: gap for key, gap in gaps.items() if self._is_share(key) and abs(gap) > GAP}
+        if norms.drops(self._module):  # which alone makes train mode the worse one
+            gaps = {key: gap for key, gap in gaps.items() if (gap < 0) is self._feed.rises(key)}
+        if not gaps or not self._keeps:
+            return
+        key = max(gaps, key=lambda key: abs(gaps[key]))
+        remedy = (
+            "they were averaged anew: what is left is the batch itself; a larger one is nearer"
+            if self._reestimated
+            else "`norm_statistics: reestimated` averages them anew before each measurement"
+        )
+        self._warn(
+            f"{key} is {self.other[key]:.4f} in train mode and {self.last[key]:.4f} in eval mode "
+            f"at update {self._module.updates}: the running statistics of batch norm are not those "
+            f"of the rows. {remedy}",
+            once="modes",
+        )
+
+    def _is_share(self, key: str) -> bool:
+        """Whether a figure is a metric that says that it runs from 0 to 1."""
+        metric = self._module.metrics().get(key.partition("/")[2])
+        return metric is not None and metric.plot_lower_bound == 0 and metric.plot_upper_bound == 1
 
     def test(self, step: int, epoch: int) -> dict[str, float]:
         """Figures of the test split, if there is one, logged for the weights of that step."""
@@ -48,10 +145,12 @@ class Figures:
 
     def _log_of(self, split: str, step: int, epoch: int) -> dict[str, float]:
         figures = self._feed.measured(split)
-        counts = self._feed.counts()
         mode = self._feed.mode
-        self._log.figures(split, figures, step=step, epoch=epoch, mode=mode, **counts)
+        self._log.figures(split, figures, step=step, epoch=epoch, mode=mode, **self._counts())
         return figures
+
+    def _counts(self) -> dict[str, Any]:
+        return {**self._feed.counts()}
 
     def flush(self) -> None:
         """Log the means of training since the last time, and the settings that moved them."""
@@ -64,8 +163,8 @@ class Figures:
                 means |= {f"{key}/{name}": value for key, value in told.items()}
             self.train = means
         if means := means | self._feed.told():
-            counts = self._feed.counts()
-            self._log.figures("train", means, step=module.updates, epoch=module.epoch, **counts)
+            step, epoch = module.updates, module.epoch
+            self._log.figures("train", means, step=step, epoch=epoch, **self._counts())
 
     def log_floors(self) -> None:
         floors = {f"floor/{key}": value for key, value in self.floors.items()}

@@ -33,6 +33,8 @@ class _Mean(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound: float | None = 1.0
 
     total: Tensor
     count: Tensor
@@ -150,6 +152,8 @@ class F1(Metric):
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound: float | None = 1.0
 
     found: Tensor
     claimed: Tensor
@@ -192,6 +196,7 @@ class MeanAbsoluteError(_Mean):
     """Mean of |pred - target| over elements."""
 
     higher_is_better = False
+    plot_upper_bound = None
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Add one batch of any shape."""

@@ -8,7 +8,7 @@ chunk of updates for each `training_step` makes its cost per update disappear.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, Self, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -136,6 +136,7 @@ class Module(pl.LightningModule):
         self._drives: dict[str, Drive] = {}
         self._half: torch.dtype | None = None
         self._autocast: AbstractContextManager[Any] = nullcontext()
+        self._held: tuple[nn.Module, ...] = ()
 
     # What a generated class gives.
 
@@ -260,6 +261,24 @@ class Module(pl.LightningModule):
                 half=self._half,
             )
 
+    def hold(self, *parts: nn.Module) -> None:
+        """Freeze ``parts``: no gradient, and eval mode whatever the mode of the rest."""
+        self._held = (*self._held, *parts)
+        for part in parts:
+            part.requires_grad_(False).eval()
+
+    @property
+    def held(self) -> tuple[nn.Module, ...]:
+        """The parts that are frozen."""
+        return self._held
+
+    def train(self, mode: bool = True) -> Self:
+        """Train mode, or eval mode; frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self._held:
+            part.eval()
+        return self
+
     def watch(self, woken: Callable[[], bool]) -> None:
         """Between two updates call ``woken`` once `wake_at` has passed; true ends the training."""
         self._live.woken = woken
@@ -342,15 +361,25 @@ class Module(pl.LightningModule):
         finally:
             live.records, live.rehearsed = records, rehearsed
 
-    @torch.no_grad()
-    def measured(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Every figure of `measure` over ``batches``: eval mode, no gradients, one transfer.
+    def rehearse(self, batches: Iterable[Batch]) -> None:
+        """`update` for each batch, in this run's precision, but for what it would record and step."""
+        for batch in batches:
+            with self.rehearsal():
+                self._live.rows = len(batch[0])
+                self.update(batch)
 
-        Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows.
+    @torch.no_grad()
+    def measured(
+        self, batches: Iterable[Batch], mode: Literal["eval", "train"] = "eval"
+    ) -> dict[str, float]:
+        """Every figure of `measure` over ``batches``: no gradients, one transfer.
+
+        Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows. In
+        train mode running statistics and generators move: see `expc_runtime.norms.aside`.
         """
         metrics = self.metrics()
         modes = [(part, part.training) for part in self.modules()]  # a frozen part stays in eval
-        self.eval()
+        self.train(mode == "train")
         try:
             with self.rehearsal(half=False) as records:
                 for metric in metrics.values():

@@ -20,7 +20,9 @@ class Until(Shape):
     minutes: Annotated[float, Field(gt=0)] | None = Field(None, description="wall time")
     metric: str | None = Field(None, description="the metric, or loss, that must get there")
     on: Literal["val", "train"] = Field("val", description="the split it is measured on")
-    mode: Literal["eval"] = Field("eval", description="the mode of the model while it is measured")
+    mode: Literal["eval", "train"] = Field(
+        "eval", description="the mode of the model while it is measured"
+    )
     at_least: float | None = Field(None, description="met at this value or above")
     at_most: float | None = Field(None, description="met at this value or below")
     above: float | None = Field(None, description="met above this value")

@@ -96,6 +96,8 @@ def until(b: Builder, shape: Until) -> Call:
     if b.written("until", "patience"):
         kwargs.append(("patience", b.flag("until", "patience")))
     kwargs.append(("otherwise", str(b.static("until", "otherwise"))))
+    if b.static("until", "mode") != "eval":
+        kwargs.append(("mode", shape.mode))
     key = logged_key(shape.metric, shape.on)
     gate = Call("expc_runtime.gates:Gate", (key,), tuple(kwargs))
     return Call("expc_runtime.gates:Until", (budget, gate))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from expc_runtime.clocks import EnvSteps, Updates
 from expc_runtime.data.feed import CHUNK
+from expc_runtime.errors import BadValue
 from expc_runtime.evals.episodes import HELD_OUT
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
@@ -249,6 +250,17 @@ class Replay:
 
     def measured(self, split: str) -> dict[str, float]:
         return self._evaluation.measured(self._work)
+
+    def sample(self, split: str, rows: int) -> Iterator[Batch]:
+        """Windows of what was played so far, ``rows`` frames of it or less: only ``train`` has any."""
+        if split != "train":
+            raise BadValue(f"a replay has no rows of {split}: episodes are played for it")
+        batches = max(1, min(rows, self._episodes.frames) // (self.batch * self.length))
+        return map(self._sampled, range(1 if self._work.smoke else batches))
+
+    def _sampled(self, number: int) -> Batch:
+        draws = generator(self._seed, f"sample {self._work.module.updates}", number)
+        return self._gathered(self._episodes.windows(draws, self.batch, self.length))
 
     def floors(self) -> dict[str, float]:
         return self._evaluation.floors()

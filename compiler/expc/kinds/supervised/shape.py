@@ -46,6 +46,10 @@ class Supervised(Shape):
     clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
     accumulate: Annotated[int, Field(ge=1)] = Field(1, description="batches for one optimizer step")
     compile: bool = Field(False, description="compile the nets with torch.compile")
+    norm_statistics: Literal["running", "reestimated"] = Field(
+        "running",
+        description="what batch norm knows in eval mode: its running mean, or one over the train rows, made anew before each measurement",
+    )
     until: Until = Field(description="a budget, or a threshold with a budget")
     checkpoint: Every = Field(default_factory=Every, description="when and how many are kept")
     monitor: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(
