@@ -14,12 +14,13 @@ class ChildFailed(Exception):
     """The process gave no answer. The message is one line for a person."""
 
 
-def ask(module: str, question: Any, root: Path) -> Any:
+def ask(module: str, question: Any, root: Path, *, progress: bool = False) -> Any:
     """Run `python -m MODULE` from the project root with `question` on its standard input; returns its answer.
 
     Both are JSON. The answer is the last line of its standard output: a user's own code, which it may import, can print
     what it likes before that. `-P` keeps files of the project from standing in for installed modules; the child
-    itself puts the root on the path where own code needs it.
+    itself puts the root on the path where own code needs it. With `progress`, what it says on its standard error is
+    passed on as it comes.
 
     Raises `ChildFailed`: it ended without an answer (killed, no memory, a package that is broken).
     """
@@ -27,7 +28,8 @@ def ask(module: str, question: Any, root: Path) -> Any:
         [sys.executable, "-P", "-m", module],
         check=False,
         input=json.dumps(question),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=None if progress else subprocess.PIPE,
         text=True,
         errors="replace",
         cwd=root,
@@ -38,7 +40,8 @@ def ask(module: str, question: Any, root: Path) -> Any:
             return json.loads(last)
     except ValueError:
         pass
-    raise ChildFailed(f"`python -m {module}` {_ended(told.returncode)}: {_last(told.stderr)}")
+    said = "what it said stands above" if progress else _last(told.stderr)
+    raise ChildFailed(f"`python -m {module}` {_ended(told.returncode)}: {said}")
 
 
 def _last(text: str) -> str:

@@ -26,15 +26,15 @@ REPOSITORY = Path(__file__).parent.parent.parent
 
 # Each layer may import those above it in this list, never those below. Modules in one set are neighbours.
 LAYERS: list[set[str]] = [
-    {"findings", "source", "project", "fingerprint", "child"},
+    {"findings", "source", "project", "fingerprint", "child", "facts"},
     {"ir"},
     {"components", "signatures", "tree"},
-    {"spec", "experiment", "shape", "digest"},
+    {"spec", "experiment", "shape", "digest", "identity"},
     {"kinds", "passes", "lower", "resolve", "sweep"},
     {"plan", "lint"},
     {"emit"},
     {"build"},
-    {"schema", "runs", "standing", "testing"},
+    {"schema", "runs", "standing", "profiling", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -18,6 +18,7 @@ COMMANDS = Commands(
         },
         "Write": {
             "lint": "say what is wrong with specs before an hour of compute is spent",
+            "profile": "read the data once: what lint and plan then know of it",
             "show": "print a spec with everything filled in, and where each value is from",
             "schema": "print what a spec may hold, as JSON Schema for editors",
             "rule": "explain a rule of lint",

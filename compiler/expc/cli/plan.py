@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,21 @@ _MANY = 100_000
 
 @click.command(short_help="say what would run, what an edit makes out of date, and why")
 @click.argument("spec", type=click.Path(path_type=Path))
-def command(spec: Path) -> int:
+@click.option(
+    "--check", is_flag=True, help="Build and run every stage on shapes alone; needs torch."
+)
+def command(spec: Path, check: bool) -> int:
     """Say what compiling and running SPEC would do. Nothing is written and nothing runs.
 
     The runs; the files against those that were generated before; the stages against the results
     under runs/: what is proved done, what would run, which results no longer count and why.
+
+    With --check: what would fail hours later, each at its line, with exit code 1; else the memory
+    that each stage needs. Every structural variant is built and driven through one batch, and so are the
+    extremes of what is swept; no data is read.
     """
+    if check:
+        return _check(spec)
     from expc.build import compiled, folder_of, shown
     from expc.emit.render import render
 
@@ -37,29 +45,58 @@ def command(spec: Path) -> int:
     return 0
 
 
+def _check(spec: Path) -> int:
+    """Try every stage on shapes alone, and say what would fail."""
+    from expc.cli.dry_table import told
+    from expc.cli.needs import runtime
+    from expc.cli.told import refuse, tell
+
+    runtime()
+    if refuse(spec):
+        return 1
+    from expc.build import compiled
+    from expc.child import ChildFailed
+    from expc.dry import dry
+
+    try:
+        (found,) = dry([compiled(spec)])
+    except ChildFailed as error:
+        click.echo(f"expc: the dry run gave no answer: {error}", err=True)
+        return 2
+    if found.findings:
+        tell(found.findings)
+        return 1
+    click.echo(told(found))
+    return 0
+
+
 def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Iterator[str]:
     from expc.emit.shell import summary
+    from expc.emit.write import as_it_runs
     from expc.standing import compare
 
     plan, root = made.plan, made.experiment.root
     yield f"{plan.experiment}: {summary(plan)}"
     yield f"Files in {name}\n{_aligned(_files(made, rendered, folder))}"
+    yield from _floors(made)
     if plan.runs > _MANY and not (root / "runs" / plan.experiment).is_dir():
         yield "Nothing has run yet"
         return
-    standing = compare(plan, _as_it_runs(rendered, folder), root)
+    standing = compare(plan, as_it_runs(rendered, folder), root)
     rows = {stage: _instances(there) for stage, there in standing.stages.items()}
     yield f"Stages against runs/{plan.experiment}\n{_aligned(rows)}"
     yield from _lost(standing)
 
 
-def _as_it_runs(rendered: Rendered, folder: Path) -> Rendered:
-    """What was rendered, but for files that are the user's: those run as they lie there."""
-    from expc.emit.write import read_lock
+def _floors(made: Compiled) -> Iterator[str]:
+    """What a constant answer reaches, where the data was profiled; facts that no longer hold are lint's business."""
+    from expc.cli.floors import floors
+    from expc.facts import Facts
+    from expc.lint.facts import facts_of
 
-    own = [folder / name for name in read_lock(folder).get("owned", []) if name in rendered.files]
-    texts = {file.name: file.read_text(encoding="utf-8") for file in own if file.is_file()}
-    return replace(rendered, files={**rendered.files, **texts})
+    facts = facts_of(made.experiment)
+    if isinstance(facts, Facts):
+        yield floors(facts)
 
 
 def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:
