@@ -9,6 +9,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from expc.components.core import Column, Component, Params, Use
 from expc.ir import BinaryLogits, ClassId, ClassLogits, ClassProbs, Features, Port, Prob, Real
 
+GROUP = "group"
+"""The word for a column that only says which rows belong together, such as the game they are of."""
+
+Meaning = Literal["features", "class", "prob", "real", "class_probs", "group"]
+
 COLUMN_PORTS: dict[str, Port] = {
     "features": Features,
     "class": ClassId,
@@ -35,6 +40,11 @@ class Split(Params):
     val: Share = Field(0.0, description="share of rows for validation")
     test: Share = Field(0.0, description="share of rows measured once, at the end")
     seed: int = Field(0, ge=0, description="seed of the permutation that splits")
+    by: str | None = Field(
+        None,
+        min_length=1,
+        description="column that says which group a row is of: shares are of groups, held out whole",
+    )
 
     @model_validator(mode="after")
     def _leaves_rows_to_train_on(self) -> Self:
@@ -43,6 +53,28 @@ class Split(Params):
                 f"holds out every row: val {self.val:g} and test {self.test:g}, together below 1"
             )
         return self
+
+
+class Limit(Params):
+    """How much of the data is used at most: a sample drawn by the split's seed, before the split."""
+
+    groups: Annotated[int, Field(ge=1)] | None = Field(None, description="whole groups, of `by`")
+    rows: Annotated[int, Field(ge=1)] | None = Field(None, description="rows")
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if (self.groups is None) == (self.rows is None):
+            raise ValueError("is of groups or of rows\nwrite `limit: {rows: 1000}`")
+        return self
+
+
+class Streamed(Params):
+    """Rows are read again for each epoch; only a window of them is held."""
+
+    window: Annotated[int, Field(ge=1)] = Field(
+        description="rows that are held, and shuffled among each other"
+    )
+    threads: int = Field(1, ge=0, description="threads that read ahead of the training")
 
 
 class DataSlot(Params):
@@ -54,6 +86,19 @@ class DataSlot(Params):
     inputs: dict[str, str] = Field(
         default_factory=dict, description="model input -> column, where the names differ"
     )
+    limit: Limit | None = Field(None, description="how much of the data is used at most")
+    stream: Streamed | None = Field(
+        None, description="read rows as they are needed, where they do not fit in memory"
+    )
+
+    @model_validator(mode="after")
+    def _samples_groups_that_are_named(self) -> Self:
+        if self.limit is not None and self.limit.groups is not None and self.split.by is None:
+            raise ValueError(
+                "is limited to groups, and `split` does not say which rows make one\n"
+                "name their column with `split: {by: ...}`"
+            )
+        return self
 
 
 class Digits(Params):
@@ -64,9 +109,7 @@ class Arrays(Params):
     """Parameters of `arrays`."""
 
     file: str = Field(description="an .npz, .safetensors or .csv file, from the project root")
-    columns: dict[str, Literal["features", "class", "prob", "real", "class_probs"]] = Field(
-        min_length=1, description="column -> what it means"
-    )
+    columns: dict[str, Meaning] = Field(min_length=1, description="column -> what it means")
 
 
 def _one_or_some(value: object) -> object:
@@ -102,8 +145,28 @@ def columns_of(use: Use) -> dict[str, Column]:
     """What is known of a source's columns: from its declaration, or from the spec."""
     if use.component.columns:
         return dict(use.component.columns)
+    return {
+        name: Column(COLUMN_PORTS[meaning])
+        for name, meaning in _declared(use).items()
+        if meaning != GROUP
+    }
+
+
+def groups_of(use: Use) -> tuple[str, ...]:
+    """The columns of a source that say which rows belong together."""
+    named = [name for name, meaning in _declared(use).items() if meaning == GROUP]
+    return (*use.component.groups, *named)
+
+
+def splits_by(use: Use) -> list[str]:
+    """The columns that rows may be split by: groups, and of a file whatever the spec declares."""
+    return list(dict.fromkeys((*groups_of(use), *_declared(use))))
+
+
+def _declared(use: Use) -> dict[str, str]:
+    """What the spec says that the columns of a file mean."""
     declared: dict[str, str] = getattr(use.params, "columns", {})
-    return {name: Column(COLUMN_PORTS[meaning]) for name, meaning in declared.items()}
+    return declared if isinstance(declared, dict) else {}
 
 
 DATA = (

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, create_model
 
 from expc.components.core import Column, Component, Family, Form, Params
-from expc.components.data import COLUMN_PORTS
+from expc.components.data import COLUMN_PORTS, GROUP
 from expc.findings import Edit, Finding, Span, suggest
 from expc.fingerprint import fingerprint
 from expc.ir import PORTS, Any_, Port
@@ -67,6 +67,7 @@ def own_component(
             target=target,
             forms=forms,
             columns=columns,
+            groups=tuple(_groups(found)) if family == "data" else (),
             inputs=tuple(parameter.name for parameter in taken if parameter.required),
             needs_width=any(p.name == "in_features" and p.required for p in found.parameters),
             optional=tuple(parameter.name for parameter in taken if not parameter.required),
@@ -246,8 +247,15 @@ def _columns(found: Signature) -> Iterator[tuple[str, Column]]:
             '`{"image": "features", "label": "class"}`'
         )
     for name, meaning in declared.items():
+        if meaning == GROUP:
+            continue
         if meaning not in COLUMN_PORTS:
-            raise ValueError(
-                f"says column `{name}` is `{meaning}`; a column is one of {', '.join(COLUMN_PORTS)}"
-            )
+            words = ", ".join((*COLUMN_PORTS, GROUP))
+            raise ValueError(f"says column `{name}` is `{meaning}`; a column is one of {words}")
         yield str(name), Column(COLUMN_PORTS[meaning])
+
+
+def _groups(found: Signature) -> Iterator[str]:
+    declared = found.attributes.get("columns")
+    named = declared.items() if isinstance(declared, dict) else ()
+    return (str(name) for name, meaning in named if meaning == GROUP)

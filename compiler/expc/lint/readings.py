@@ -88,15 +88,21 @@ def gate_of(stage: Stage) -> Until | None:
 
 
 def epoch_updates(stage: Stage) -> int | None:
-    """Batches in one epoch, where the number of rows is known."""
+    """Batches in one epoch, where the number of rows is known: not where whole groups are held out or left out."""
     use = stage.uses.get("data")
     rows = use.component.rows if use is not None else None
     if use is None or rows is None:
         return None
-    split = use.slot.split
-    train: int = rows - int(rows * split.val) - int(rows * split.test)
-    batch: int = use.slot.batch
-    return max(1, train // batch if use.slot.drop_last else math.ceil(train / batch))
+    slot = use.slot
+    if slot.limit is not None:
+        if slot.limit.rows is None:
+            return None
+        rows = min(rows, slot.limit.rows)
+    if slot.split.by is not None and (slot.split.val or slot.split.test):
+        return None
+    train: int = rows - round(rows * slot.split.val) - round(rows * slot.split.test)
+    batch: int = slot.batch
+    return max(1, train // batch if slot.drop_last else math.ceil(train / batch))
 
 
 CLOCKS = ("epochs", "updates", "minutes", "env_steps")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from expc_runtime.errors import MissingInput
 
-__all__ = ["Arrays"]
+__all__ = ["READ_AS", "Arrays", "plain"]
 
 
 class Arrays:
@@ -20,7 +20,7 @@ class Arrays:
     ``.npz``: arrays by name, no pickles. ``.safetensors``: tensors by name. ``.csv``: a header and
     numbers. float64 becomes float32, integers int64 (bytes of an image stay uint8), booleans float32.
 
-    ``columns`` keeps the named ones alone and says what each means: ``class`` is read as int64,
+    ``columns`` keeps the named ones alone and says what each means: ``class`` and ``group`` are read as int64,
     ``prob``, ``real`` and ``class_probs`` as float32, ``features`` as it is.
     """
 
@@ -53,15 +53,17 @@ class Arrays:
 
 
 def _meant(column: Tensor, meaning: str) -> Tensor:
-    return column.to(_DTYPES.get(meaning, column.dtype))
+    return column.to(READ_AS.get(meaning, column.dtype))
 
 
-_DTYPES = {
+READ_AS = {
     "class": torch.int64,
+    "group": torch.int64,
     "prob": torch.float32,
     "real": torch.float32,
     "class_probs": torch.float32,
 }
+"""What a column is read as, by its meaning; others stay as they are."""
 
 
 def _npz(path: Path) -> dict[str, Tensor]:
@@ -103,12 +105,15 @@ def _numbers(name: str, texts: list[str]) -> Tensor:
         raise ValueError(f"column {name}: {error}") from None
 
 
+def plain(dtype: torch.dtype) -> torch.dtype:
+    """What a batch holds for an array of ``dtype``, whatever it means."""
+    if dtype in (torch.float64, torch.bool):
+        return torch.float32
+    return torch.int64 if dtype in (torch.int8, torch.int16, torch.int32) else dtype
+
+
 def _plain(column: Tensor) -> Tensor:
-    if column.dtype in (torch.float64, torch.bool):
-        return column.float()
-    if column.dtype in (torch.int8, torch.int16, torch.int32):
-        return column.long()
-    return column
+    return column.to(plain(column.dtype))
 
 
 _READERS = {".npz": _npz, ".safetensors": _safetensors, ".csv": _csv}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from expc.components.core import Form, Use
+from expc.components.data import splits_by
 from expc.experiment import Stage
-from expc.findings import Finding, Span
+from expc.findings import Finding, Span, listed, suggest
 from expc.ir import (
     Any_,
     BinaryLogits,
@@ -250,12 +251,46 @@ def _feed(stage: Stage, b: Builder, bound: Bound) -> Feed:
     for share in ("val", "test"):
         if b.written("data", "split", share):
             kwargs.append((share, b.flag("data", "split", share)))
+    if b.static("data", "split", "by") is not None:
+        kwargs.append(("by", b.fixed("data", "split", "by")))
+        b.findings += _wrong_group(b, use)
+    for what in ("groups", "rows"):
+        limit = b.flag("data", "limit", what) if b.written("data", "limit", what) else None
+        if limit is not None:
+            kwargs.append((f"limit_{what}", limit))
     if b.written("data", "split", "seed"):
         kwargs.append(("split_seed", b.flag("data", "split", "seed")))
     if b.written("data", "drop_last"):
         kwargs.append(("drop_last", b.flag("data", "drop_last")))
-    build = Call("expc_runtime.data.feed:Feed", (source,), tuple(kwargs))
+    feed = "expc_runtime.data.feed:Feed"
+    if b.written("data", "stream", "window"):
+        feed = "expc_runtime.data.stream:Stream"
+        kwargs.append(("window", b.flag("data", "stream", "window")))
+        if b.written("data", "stream", "threads"):
+            kwargs.append(("threads", b.flag("data", "stream", "threads")))
+    build = Call(feed, (source,), tuple(kwargs))
     return Feed(build, tuple(bound.columns.values()), (), b.experiment.key(*path), path)
+
+
+def _wrong_group(b: Builder, use: Use) -> Iterator[Finding]:
+    """Rows are split by a column that the source does not have. Your own source may have any."""
+    by, known = use.slot.split.by, splits_by(use)
+    if by is None or by in known or use.component.own:
+        return
+    if known:
+        hint = suggest(by, known)
+        help = (
+            f"{hint} (rows are split by {listed(known)})" if hint else f"split by {listed(known)}"
+        )
+    else:
+        help = "leave out `by`"
+    yield Finding(
+        "XC304",
+        f"`{use.name}` has no column `{by}` to split by",
+        b.experiment.value(*use.path, "split", "by"),
+        why="the rows of a group could not be told apart",
+        help=help,
+    )
 
 
 def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
@@ -265,4 +300,7 @@ def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     starts = training.starts(b, shape.init)
     if starts:
         run["init"] = training.dictionary({start.part: start.source for start in starts})
+    statistics = b.fixed("norm_statistics")
+    if statistics != "running":
+        run["norm_statistics"] = statistics
     return tuple(run.items())

@@ -4,6 +4,7 @@ import expc.lint.rules.losses
 import expc.lint.rules.numerics
 import expc.lint.rules.output
 import expc.lint.rules.shape
+import expc.lint.rules.splits
 import expc.lint.rules.stages
 import expc.lint.rules.sweeps
 import expc.lint.rules.text
