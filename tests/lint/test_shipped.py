@@ -113,6 +113,8 @@ MUTATIONS = [
     ("{use: brier, of: loop}", "{use: f1, of: loop, reads: logits}", "XC306"),
     ("weight: 1.0}", "weight: 1.0}\n      square: {use: mse, of: loop, target: loop}", "XC307"),
     ("{use: cross_entropy}", "{use: cross_entropy, target: even}", "XC308"),
+    ("{use: digits,",
+     "{use: arrays, file: a.npz, columns: {image: features, digit: class, loop: prob, writer: group},", "XC601"),
     ("out: 10}", "out: 11}", "XC309"),
     ("linear_head, out: 1}", "linear_head, out: 2}", "XC309"),
     ("loop_brier: {use", "loop: {use", "XC310"),

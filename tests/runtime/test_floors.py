@@ -1,6 +1,7 @@
 """Constant answers: best of their kind, finite in every loss, and of one count."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from expc_runtime import floors, losses, metrics
+from expc_runtime.data.packed import Bits, Rows
 
 torch.set_num_threads(1)
 
@@ -108,10 +110,10 @@ def test_rows_without_a_target_do_not_move_the_prior() -> None:
 
 def test_binary_answers_are_the_mean_no_and_yes() -> None:
     target = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-    mean, no, yes = floors.logits(target)
+    mean, no, yes, *_ = floors.logits(target)
     torch.testing.assert_close(mean, torch.tensor([math.log(1 / 3), -20.0, 20.0]))
     assert no.tolist() == [-20.0] * 3 and yes.tolist() == [20.0] * 3
-    mean, no, yes = floors.probs(target)
+    mean, no, yes, *_ = floors.probs(target)
     torch.testing.assert_close(mean, torch.tensor([0.25, 0.0, 1.0]))
     assert no.tolist() == [0.0] * 3 and yes.tolist() == [1.0] * 3
 
@@ -123,11 +125,12 @@ def test_real_answers_are_mean_median_and_zero() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (9, 9)])
-def test_three_candidates_in_the_shape_of_one_sample(shape: tuple[int, ...]) -> None:
+def test_candidates_have_the_shape_of_one_sample(shape: tuple[int, ...]) -> None:
     target = torch.rand(10, *shape)
     for build in (floors.logits, floors.probs, floors.real):
         answers = build(target)
-        assert answers.shape == (3, *shape) and answers.dtype == torch.float32
+        assert answers.shape[1:] == shape and answers.dtype == torch.float32
+        assert len(answers) == 3 or (len(answers) > 3 and shape and build is not floors.real)
     for rows in (torch.zeros(10, dtype=torch.int64), torch.rand(10, 4)):
         assert floors.class_logits(rows, classes=4).shape == (3, 4)
         assert floors.class_probs(rows, classes=4).shape == (3, 4)
@@ -163,3 +166,75 @@ def test_an_id_that_is_no_class_is_refused(bad: int) -> None:
 def test_a_column_that_is_neither_ids_nor_rows_is_refused(target: Tensor) -> None:
     with pytest.raises(ValueError, match=r"ids \(N,\) or rows \(N, 3\)"):
         floors.class_logits(target, classes=3)
+
+
+def labels(seed: int, rows: int, classes: int, density: float) -> Tensor:
+    """Labels that are many at once, some frequent, most rare; the number in a row varies much."""
+    rng = np.random.default_rng(seed)
+    odds = rng.normal(0, 2, classes) + np.log(density)
+    busy = rng.normal(0, 0.7, (rows, 1))
+    drawn = rng.random((rows, classes)) < 1 / (1 + np.exp(-(odds + busy)))
+    return torch.from_numpy(drawn).float()
+
+
+def sample_f1(chosen: "np.ndarray[Any, Any]", target: Tensor) -> float:
+    """The mean over rows of 2 TP / (labels of the set + labels of the row)."""
+    rows = target.numpy().astype(bool)
+    hits = (rows & chosen).sum(1)
+    return float(np.mean(2 * hits / np.maximum(1, chosen.sum() + rows.sum(1))))
+
+
+def best_set(target: Tensor) -> float:
+    """Of the k most frequent labels for every k there is."""
+    order = np.argsort(-target.numpy().mean(0), kind="stable")
+    found = []
+    for k in range(1, target.shape[1] + 1):
+        chosen = np.zeros(target.shape[1], dtype=bool)
+        chosen[order[:k]] = True
+        found.append(sample_f1(chosen, target))
+    return max(found)
+
+
+def f1_of(answer: Tensor, target: Tensor, threshold: float) -> float:
+    metric = metrics.SampleF1(threshold=threshold)
+    metric.update(answer.expand_as(target), target)
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("density", [0.005, 0.03, 0.1, 0.4, 0.9])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_floor_of_sample_f1_is_the_best_constant_set(seed: int, density: float) -> None:
+    target = labels(seed, rows=400, classes=150, density=density)
+    best = best_set(target)
+    for column in (target, Bits.pack(target)):
+        from_logits = max(f1_of(c.sigmoid(), target, 0.5) for c in floors.logits(column))
+        from_probs = max(f1_of(c, target, 0.5) for c in floors.probs(column))
+        assert best - 0.005 <= from_logits <= best + 1e-6
+        assert from_probs == pytest.approx(from_logits, abs=1e-6)
+
+
+def test_there_are_about_a_dozen_sets_and_none_for_one_number() -> None:
+    target = labels(0, rows=200, classes=1496, density=0.05)
+    assert 3 + 8 <= len(floors.logits(target)) <= 3 + 14
+    assert len(floors.logits(target[:, :1])) == len(floors.logits(target[:, 0])) == 3
+
+
+def test_packed_columns_have_the_floors_of_dense_ones() -> None:
+    target = labels(0, rows=300, classes=40, density=0.1)
+    ids = torch.arange(300) ** 2 % 12
+    pairs = [(target, Bits.pack(target)), (torch.eye(12)[ids], Rows(ids, None, None, 12))]
+    for dense, packed in pairs:
+        for made in (floors.logits, floors.probs, floors.real):
+            torch.testing.assert_close(made(packed), made(dense))
+    torch.testing.assert_close(
+        floors.class_logits(Rows(ids, None, None, 12), classes=12),
+        floors.class_logits(ids, classes=12),
+    )
+
+
+def test_a_column_is_read_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = labels(0, rows=300, classes=40, density=0.1)
+    ids = torch.arange(300) % 7
+    whole = floors.logits(target), floors.class_logits(ids, classes=7)
+    monkeypatch.setattr(floors, "_NUMBERS", 130)
+    torch.testing.assert_close((floors.logits(target), floors.class_logits(ids, classes=7)), whole)
