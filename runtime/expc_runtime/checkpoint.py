@@ -10,6 +10,7 @@ as ``best``. The number grows with every save, so a run that fell back and went 
 ``<series>.json`` describes the newest one for people and shells; loading does not depend on it.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -34,7 +35,7 @@ from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.errors import NO_SPACE, DiskFull, Diverged, MissingInput
 from expc_runtime.state.files import sync
 
-__all__ = ["LAST", "Checkpoint", "Manifest", "Store", "load_weights"]
+__all__ = ["LAST", "Checkpoint", "Manifest", "Sealed", "Store", "load_weights", "sha256"]
 
 State = dict[str, Any]
 
@@ -72,6 +73,15 @@ class Manifest:
     values: int  # elements in all tensors
     saved: str  # UTC, ISO 8601
     torch: str
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A generation that a stage leaves for others."""
+
+    file: str
+    step: int
+    sha256: str  # of the file
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,25 @@ class Store:
             raise MissingInput(f"no {series} checkpoint in {self.folder} can be read:{faults}")
         return None
 
+    def seal(self, tag: str | None = None) -> Sealed | None:
+        """Read back the newest generation of a finished series; None if none was ever written.
+
+        Its hash goes into ``<series>.json``. Raises MissingInput if it is not whole, even if one
+        before it is: what others take is what the stage ended with.
+        """
+        series = tag or LAST
+        newest = next(iter(self._generations(series)), None)
+        if newest is None:
+            return None
+        try:
+            _, manifest = _read(newest.path)
+        except _NotWhole as fault:
+            raise MissingInput(f"{newest.path} is not whole: {fault}") from fault
+        sealed = Sealed(manifest.file, manifest.step, sha256(newest.path))
+        with _disk_full(self.folder):
+            self._point(manifest, sha256=sealed.sha256)
+        return sealed
+
     def _generations(self, series: str) -> list[_Generation]:
         """Newest first."""
         found = []
@@ -225,14 +254,20 @@ class Store:
         finally:
             temp.unlink(missing_ok=True)
 
-    def _point(self, manifest: Manifest) -> None:
+    def _point(self, manifest: Manifest, **more: str) -> None:
         pointer = self.folder / f"{manifest.series}.json"
         with self._temporary(pointer.name) as temp:
             with temp.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(manifest), indent=1) + "\n")
+                file.write(json.dumps(asdict(manifest) | more, indent=1) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temp, pointer)
+
+
+def sha256(path: Path) -> str:
+    """Of a whole file, in hex: what ``sha256sum`` says."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

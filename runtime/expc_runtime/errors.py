@@ -18,6 +18,7 @@ __all__ = [
     "GateNotMet",
     "Locked",
     "MissingInput",
+    "MissingOutput",
     "OutOfMemory",
     "Preempted",
     "StageError",
@@ -67,6 +68,13 @@ class MissingInput(StageError):
     code = 66
 
 
+class MissingOutput(StageError):
+    """The stage ended without weights that it declared: it is not done, whatever it trained."""
+
+    failure = "missing_output"
+    code = 67
+
+
 class OutOfMemory(StageError):
     """The device or the host has no memory left."""
 
@@ -100,6 +108,7 @@ _KNOWN: tuple[type[StageError], ...] = (
     GateNotMet,
     Diverged,
     MissingInput,
+    MissingOutput,
     OutOfMemory,
     Locked,
     DiskFull,

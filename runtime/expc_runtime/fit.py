@@ -24,7 +24,7 @@ from expc_runtime.guards import untrained
 from expc_runtime.log import Log
 from expc_runtime.measuring import Figures, NormStatistics
 from expc_runtime.module import Module
-from expc_runtime.parts import load_parts, parents
+from expc_runtime.parts import Origin, fingerprints, load_parts, outputs, parents
 from expc_runtime.progress import progress
 from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
@@ -50,7 +50,8 @@ def fit(
     compile: bool = False,
     checkpoint: Checkpoint = DEFAULT_CHECKPOINT,
     monitor: Mapping[str, str] | None = None,
-    init: Mapping[str, str] | None = None,
+    init: Mapping[str, Origin] | None = None,
+    frozen: Mapping[str, Origin] | None = None,
     norm_statistics: NormStatistics = "running",
     file: str,
     program: str,
@@ -63,6 +64,8 @@ def fit(
         monitor: checkpoints kept for the best value, tag -> metric. The first one's weights are
             those that the result's figures are about; without any, the last weights are.
         init: parts that start from a file or another stage; see `load_parts`.
+        frozen: the same of parts that are not trained: no gradient, always in eval mode, their
+            statistics as they came.
         norm_statistics: ``reestimated`` replaces the running statistics of batch norm, before each
             measurement, by their mean over at most `norms.AVERAGED` rows of the train split.
             Training goes on from these, and they are in what is saved and handed on.
@@ -86,6 +89,7 @@ def fit(
             checkpoint=checkpoint,
             monitor=dict(monitor or {}),
             init=dict(init or {}),
+            frozen=dict(frozen or {}),
             norm_statistics=norm_statistics,
             file=file,
             program=program,
@@ -93,7 +97,7 @@ def fit(
             parents=dict(at.parents),
             stage=at.stage,
         ).run(),
-        parents=lambda out: parents(init or {}, out),
+        parents=lambda out: parents((init or {}, frozen or {}), out),
         file=file,
         program=program,
     )
@@ -111,7 +115,8 @@ class Training:
     compile: bool
     checkpoint: Checkpoint
     monitor: dict[str, str]
-    init: dict[str, str]
+    init: dict[str, Origin]
+    frozen: dict[str, Origin]
     norm_statistics: NormStatistics
     file: str
     program: str
@@ -121,6 +126,7 @@ class Training:
 
     module: Module = field(init=False)
     figures: Figures = field(init=False)
+    handoff: dict[str, dict[str, Any]] = field(init=False)  # what was taken, by part
     warned: list[str] = field(init=False, default_factory=list)
     told: set[str] = field(init=False, default_factory=set)  # what is said once
 
@@ -160,7 +166,7 @@ class Training:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
         module, feed = self.build(self.cfg).to(device), self.feed
         self.module = module
-        load_parts(module, self.init, out=self.stage.folder, root=self.root)
+        self._take_parts(module)
         feed.attach(
             Work(
                 module=module,
@@ -196,6 +202,14 @@ class Training:
         module.on_flush(self._flushed)
         module.watch(self._pulse)
         module.batches_from(feed.origin)
+
+    def _take_parts(self, module: Module) -> None:
+        """Load what it starts from, and freeze what is not trained."""
+        if both := self.init.keys() & self.frozen.keys():
+            raise BadValue(f"{', '.join(sorted(both))}: either trained on from there, or frozen")
+        taken = self.init | self.frozen
+        self.handoff = load_parts(module, taken, out=self.stage.folder, root=self.root)
+        module.hold(*(module.get_submodule(part) for part in self.frozen))
 
     # Training.
 
@@ -360,6 +374,7 @@ class Training:
         gate = self._judge_gate()
         if not self.cfg.smoke:
             self.figures.tell_gap()
+        left = self._outputs()
         weights, figures = self._chosen()
         if not self.cfg.smoke:
             self.figures.warn_of_floors(figures)
@@ -378,6 +393,9 @@ class Training:
                 extra={
                     "best": self.best.told(),
                     "weights": weights,
+                    "artifacts": left,
+                    "parts": fingerprints(self.module),
+                    "handoff": self.handoff,
                     "drives": self._drives(),
                     "train": self.figures.train,
                     **self.feed.counts(),
@@ -389,6 +407,17 @@ class Training:
         told = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
         self.say(f"done: {told}")
         return 0
+
+    def _outputs(self) -> dict[str, dict[str, Any]]:
+        """What the stage declared to leave; a smoke run leaves what it has."""
+
+        def why(series: str) -> str:
+            never = series in self.monitor and series not in self.best.held
+            what = f"{self.monitor[series]} was never a number, or it is gone since\n  "
+            return f"{what if never else ''}to train again, remove that folder: {self.stage.folder}"
+
+        kept = self.best.held if self.cfg.smoke else self.monitor
+        return outputs(self.saves.store, kept, why)
 
     def _drives(self) -> dict[str, dict[str, int]]:
         drives = {name: self.module.drive(name) for name in self.module.drive_names()}
@@ -404,11 +433,8 @@ class Training:
         first = self.best.first
         if first is not None and not self.cfg.smoke:
             held = self.best.load(first, self.module)
-            if held is None:
-                self.warn(f"no checkpoint of monitor {first}: the figures are of the last weights")
-            else:
-                series, figures = first, dict(held["figures"])
-                step, epoch = held["step"], held["epoch"]
+            series, figures = first, dict(held["figures"])
+            step, epoch = held["step"], held["epoch"]
         return series, figures | self.figures.test(step, epoch)
 
     def _judge_gate(self) -> dict[str, Any]:

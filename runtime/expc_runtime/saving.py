@@ -120,11 +120,14 @@ class Best:
             if (best := self._store.load(tag)) is not None:
                 self.held[tag] = best[0]["best"]
 
-    def load(self, tag: str, module: Module) -> dict[str, Any] | None:
-        """Give ``module`` the best weights of ``tag``; what is known of them, or None."""
+    def load(self, tag: str, module: Module) -> dict[str, Any]:
+        """Give ``module`` the best weights of ``tag``; what is known of them.
+
+        Raises MissingInput if there are none.
+        """
         loaded: tuple[dict[str, Any], Manifest] | None = self._store.load(tag)
         if loaded is None:
-            return None
+            raise MissingInput(f"no {tag} checkpoint in {self._store.folder}")
         load_weights(module, loaded[0]["model"])
         best: dict[str, Any] = loaded[0]["best"]
         return best

@@ -702,20 +702,6 @@ def test_the_figures_are_of_the_weights_kept_even_if_a_resumed_run_does_worse(ro
         assert measured["even"] == result.metrics[f"{split}/even"]
 
 
-def test_without_the_best_weights_the_figures_are_of_the_last_and_that_is_said(root: Path) -> None:
-    how: dict[str, Any] = {"until": Until(Epochs(2)), "monitor": {"best": "val/even"}}
-    assert train(root, **how) == 0
-    (folder(root) / "result.json").unlink()
-    for path in (folder(root) / "checkpoints").glob("best-*"):
-        path.unlink()
-    assert train(root, **how) == 0
-    result = read_result(folder(root))
-    assert result is not None
-    assert result.extra["weights"] == "last"
-    warning = "no checkpoint of monitor best: the figures are of the last weights"
-    assert warning in result.warnings
-
-
 def test_floors_stand_beside_the_figures_and_are_those_of_a_constant(root: Path) -> None:
     assert train(root) == 0
     feed = Feed(Digits(), columns=("image", "even"), batch=80, val=0.2, test=0.1)
