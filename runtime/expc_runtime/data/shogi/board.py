@@ -31,6 +31,7 @@ THEIRS: Final = 14  # added to a kind when the piece is White's, or not the move
 START: Final = "lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1"
 
 PAWN, LANCE, KNIGHT, SILVER, GOLD, BISHOP, ROOK, KING = range(1, 9)
+_IN_ALL: Final = (18, 4, 4, 4, 4, 2, 2)  # pieces of a kind that one hand can hold
 _PROMOTED: Final = {PAWN: 9, LANCE: 10, KNIGHT: 11, SILVER: 12, BISHOP: 13, ROOK: 14}
 _LETTERS: Final = "PLNSGBRK"
 
@@ -294,9 +295,11 @@ def _hands(text: str) -> bytes:
             count += letter
             continue
         kind = _LETTERS.find(letter.upper())
-        if not 0 <= kind < DROPPED or not 1 <= int(count or 1) <= 18:
+        held = kind + DROPPED * letter.islower()
+        more = int(count or 1)
+        if not 0 <= kind < DROPPED or not 1 <= more <= _IN_ALL[kind] - hands[held]:
             raise ValueError(f"hands {text!r}")
-        hands[kind + DROPPED * letter.islower()] += int(count or 1)
+        hands[held] += more
         count = ""
     if count or not text:
         raise ValueError(f"hands {text!r}")
