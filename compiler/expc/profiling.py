@@ -13,7 +13,7 @@ from typing import Any
 from expc import digest
 from expc.build import Compiled
 from expc.child import ChildFailed, ask
-from expc.components.data import COLUMN_PORTS, columns_of
+from expc.components.data import COLUMN_PORTS, columns_of, groups_of
 from expc.experiment import Experiment, Stage
 from expc.facts import (
     TESTS,
@@ -153,10 +153,8 @@ def _with_values(program: Program, moved: Program) -> Program:
 
 def _job(stage: Stage, data: Identity, root: Path) -> Job:
     use = stage.uses["data"]
-    by = getattr(getattr(use.slot, "split", None), "by", None)
     source = json.dumps([data.use, data.params, data.code], sort_keys=True)
-    groups = tuple(dict.fromkeys([*use.component.groups, *([by] if isinstance(by, str) else [])]))
-    return Job(stage.name, data, source, _hashed(stage, root), groups=groups)
+    return Job(stage.name, data, source, _hashed(stage, root), groups=groups_of(use))
 
 
 def _hashed(stage: Stage, root: Path) -> list[File]:
@@ -168,10 +166,10 @@ def _hashed(stage: Stage, root: Path) -> list[File]:
 
 
 def _add(job: Job, stage: Stage, program: Program, file: str, text: str) -> None:
-    """Another program on the same data; one whose file and figures are known adds nothing."""
+    """Another program on the same data; one whose figures are all known adds nothing."""
     floors = [_floor(edge, params_of(use), use.name) for edge, use in figures(stage, program)]
-    known = zip(job.programs, job.floors, strict=True)
-    if any(each["file"] == file and floors == those for each, those in known):
+    known = [floor for those in job.floors for floor in those]
+    if job.programs and all(floor in known for floor in floors):
         return
     values = {flag.field: flag.default for flag in program.flags}
     job.programs.append({"file": file, "text": text, "values": values})
@@ -243,6 +241,6 @@ def _floors(job: Job, told: Sequence[Mapping[str, float]]) -> Iterator[Floor]:
                 if (value := values.get(f"{split}/{floor.figure}")) is not None
             }
             named = f"{floor.figure} {floor.key}"
-            if known and named not in seen:
+            if named not in seen:
                 seen.add(named)
                 yield replace(floor, values=known)

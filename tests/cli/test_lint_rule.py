@@ -16,9 +16,26 @@ def faulty(project: Path, edit) -> Path:
     return project
 
 
-def test_a_clean_spec_is_silent(project: Path, expc) -> None:
+def test_a_clean_spec_is_silent_but_for_what_was_not_looked_at(project: Path, expc) -> None:
     said = expc("lint", "specs/small.yaml")
-    assert (said.code, said.out, said.err) == (0, "", "")
+    assert (said.code, said.out) == (0, "")
+    assert said.err == (
+        "specs/small.yaml: there are no facts about its data; `expc profile specs/small.yaml` "
+        "reads it once, and lint then looks at that too\n"
+    )
+    assert expc("lint", "specs/small.yaml") == said  # from memory, too
+    for form in ("json", "github"):
+        said = expc("lint", "--format", form, "specs/small.yaml")
+        assert (said.code, said.out, said.err) == (0, "", "")
+
+
+def test_many_specs_without_facts_are_one_line(project: Path, expc) -> None:
+    for name in ("one", "two", "three"):
+        text = (project / "specs/small.yaml").read_text().replace("name: small", f"name: {name}")
+        (project / f"specs/{name}.yaml").write_text(text)
+    (line,) = expc("lint").err.splitlines()
+    assert line.startswith("there are no facts about the data of 4 specs (specs/one.yaml, ")
+    assert " and 1 more): `expc profile SPEC` reads it once" in line
 
 
 def test_without_paths_it_looks_at_all_specs(faulty: Path, expc, monkeypatch) -> None:

@@ -70,7 +70,25 @@ def _print(reports: Sequence[FileReport], form: str) -> None:
 
     if form == "text":
         show(reports)
+        _say_unprofiled([report.file for report in reports if report.unprofiled])
         return
     from expc.lint.engine import render_github, render_json
 
     sys.stdout.write(render_json(reports) if form == "json" else render_github(reports))
+
+
+def _say_unprofiled(files: Sequence[str]) -> None:
+    """What was not looked at, in a line that is no finding."""
+    if len(files) == 1:
+        click.echo(
+            f"{files[0]}: there are no facts about its data; `expc profile {files[0]}` reads it once, "
+            "and lint then looks at that too",
+            err=True,
+        )
+    elif files:
+        shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        click.echo(
+            f"there are no facts about the data of {len(files)} specs ({shown}): "
+            "`expc profile SPEC` reads it once, and lint then looks at that too",
+            err=True,
+        )

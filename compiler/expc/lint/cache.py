@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".expc", "cache", "lint")
 
-Need = tuple[Literal["text", "there"], str]
-"""Something that findings rest on: the text of a file, or whether a file is there."""
+Need = tuple[Literal["text", "there", "stat"], str]
+"""Something that findings rest on: the text of a file, whether it is there, or its size and time (of data)."""
 
-Known = tuple[tuple[Finding, ...], dict[str, "Severity"], dict[tuple[str, int], str]]
+Known = tuple[tuple[Finding, ...], dict[str, "Severity"], dict[tuple[str, int], str], bool]
 
 
 def load(path: Path, root: Path) -> Known | None:
@@ -37,7 +37,8 @@ def load(path: Path, root: Path) -> Known | None:
         if any(_state((kind, name)) != state for kind, name, state in entry["needs"]):
             return None
         lines = {(file, number): text for file, number, text in entry["lines"]}
-        return tuple(_finding(each) for each in entry["findings"]), entry["severities"], lines
+        findings = tuple(_finding(each) for each in entry["findings"])
+        return findings, entry["severities"], lines, bool(entry["unprofiled"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -49,6 +50,7 @@ def save(
     findings: Iterable[Finding],
     severities: Mapping[str, str],
     lines: Mapping[tuple[str, int], str],
+    unprofiled: bool,
 ) -> None:
     """Remember what was found in a file. A project that can't be written to is linted anew each time."""
     entry = {
@@ -57,6 +59,7 @@ def save(
         "findings": [_plain(finding) for finding in findings],
         "severities": dict(severities),
         "lines": [[file, number, text] for (file, number), text in lines.items()],
+        "unprofiled": unprofiled,
     }
     place = _place(path, root)
     scratch = place.with_suffix(f".{os.getpid()}.tmp")
@@ -79,6 +82,9 @@ def _state(need: Need) -> str:
     if kind == "there":
         return "yes" if os.path.exists(name) else "no"
     try:
+        if kind == "stat":
+            stat = os.stat(name)
+            return f"{stat.st_size} {stat.st_mtime_ns}"
         with open(name, "rb") as file:
             return blake2b(file.read(), digest_size=16).hexdigest()
     except OSError:

@@ -14,6 +14,8 @@ from expc.components.core import Use
 from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
 from expc.fingerprint import sources
+from expc.identity import files, identity
+from expc.kinds.shapes import taken
 from expc.lint.allows import apply
 from expc.lint.cache import Need
 from expc.lint.core import (
@@ -27,6 +29,7 @@ from expc.lint.core import (
     TextRule,
     rules,
 )
+from expc.lint.facts import facts_file, facts_of
 from expc.lint.rules.sweeps import known_axes
 from expc.lint.rules.text import number_meant
 from expc.plan import order
@@ -51,6 +54,7 @@ class Checked:
     findings: tuple[Finding, ...] = ()
     needs: tuple[Need, ...] = ()
     finished: bool = False
+    unprofiled: bool = False
     _texts: dict[str, list[str]] = field(default_factory=dict)
 
     def severity(self, code: str) -> Severity:
@@ -159,7 +163,14 @@ def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
     checked.needs = tuple(dict.fromkeys(_needs(written, experiment, space)))
     for folder_rule in _of(FolderRule):
         found += folder_rule.check(experiment, space) if not (misfits or circle) else ()
+    checked.unprofiled = _unprofiled(experiment)
     checked.finished = not misfits and not any(Rule.registry[each.code].hides for each in found)
+
+
+def _unprofiled(experiment: Experiment) -> bool:
+    """Whether a stage reads data, and nobody looked at it."""
+    reads = any(identity(stage) is not None for stage in experiment.stages.values())
+    return reads and facts_of(experiment) is None
 
 
 def _circle(experiment: Experiment) -> tuple[Finding, ...]:
@@ -266,16 +277,28 @@ def _needs(written: Document, base: Experiment, space: Space) -> Iterator[Need]:
         for stage in experiment.stages.values():
             for use in stage.every_use():
                 yield from _code(use, root)
-            for start in getattr(stage.shape, "init", {}).values():
+            for _, _, start in taken(stage.shape):
                 if start.file:
                     yield "there", str(root / start.file)
             for use in stage.every_use():
                 if isinstance(getattr(use.params, "file", None), str):
                     yield "there", str(root / use.param("file"))
+    yield from _known(base, space)
     folder = root / "generated" / base.name
     yield "text", str(folder / "expc.lock.json")
     if folder.is_dir():
         yield from (("text", str(file)) for file in sorted(folder.iterdir()) if file.is_file())
+
+
+def _known(base: Experiment, space: Space) -> Iterator[Need]:
+    """The facts, and the data that they are held against."""
+    yield "text", str(facts_file(base))
+    if facts_of(base) is None:
+        return
+    for experiment in (base, *(variant.experiment for variant in space.variants)):
+        for stage in experiment.stages.values():
+            if identity(stage) is not None:
+                yield from (("stat", str(base.root / file)) for file in files(stage, base.root))
 
 
 def _code(use: Use, root: Path) -> Iterator[Need]:

@@ -23,7 +23,7 @@ class FileReport:
     """What lint says of one file.
 
     `lines` holds the text of every line that a finding names, by file and number. `finished` is False when an error
-    kept later rules from running: more may come to light.
+    kept later rules from running: more may come to light. `unprofiled` is that it reads data of which there are no facts.
     """
 
     file: str
@@ -32,6 +32,7 @@ class FileReport:
     lines: Mapping[tuple[str, int], str] = field(default_factory=dict)
     finished: bool = True
     cached: bool = False
+    unprofiled: bool = False
 
     def severity(self, finding: Finding) -> Severity:
         """How bad a finding of this report is."""
@@ -62,16 +63,27 @@ def _lint(path: Path, *, cache: bool) -> FileReport:
     if cache:
         known = store.load(path, root)
         if known is not None:
-            findings, severities, lines = known
-            return FileReport(_name(path, root), findings, severities, lines, cached=True)
+            findings, severities, lines, unprofiled = known
+            return FileReport(
+                _name(path, root), findings, severities, lines, cached=True, unprofiled=unprofiled
+            )
     from expc.lint.check import check
 
     checked = check(path, root)
     severities = {f.code: checked.severity(f.code) for f in checked.findings}
     lines = checked.lines()
     if cache and checked.finished and not checked.rests_on_environment():
-        store.save(path, root, checked.needs, checked.findings, severities, lines)
-    return FileReport(checked.file, checked.findings, severities, lines, checked.finished)
+        store.save(
+            path, root, checked.needs, checked.findings, severities, lines, checked.unprofiled
+        )
+    return FileReport(
+        checked.file,
+        checked.findings,
+        severities,
+        lines,
+        checked.finished,
+        unprofiled=checked.unprofiled,
+    )
 
 
 def _name(path: Path, root: Path) -> str:

@@ -11,6 +11,7 @@ from expc.experiment import Experiment, Stage
 from expc.facts import Column, Damaged, Facts, StageFacts, floor_key, place, read
 from expc.identity import changed, identity
 from expc.ir import Program
+from expc.kinds.shapes import Until
 from expc.lint.readings import Edge, metrics, terms
 from expc.sweep import Variant
 
@@ -75,6 +76,12 @@ def known_floor(stage: Stage, at: Variant, edge: Edge, split: str) -> float | No
     facts = known(stage, at)
     use = use_of(stage, edge)
     return facts.floor(key_of(use, edge), split) if facts is not None and use is not None else None
+
+
+def gated_split(until: Until) -> str:
+    """The split that a gate is measured on."""
+    split, slash, _ = (until.metric or "").partition("/")
+    return split if slash else until.on
 
 
 def use_of(stage: Stage, edge: Edge) -> Use | None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from expc.findings import suggest
-from expc.lint.core import Rule, ToldRule, rule, rules
+from expc.lint.core import DryRule, Rule, ToldRule, rule, rules
 
 EXAMPLE = """\
 expc: 1
@@ -63,6 +66,37 @@ stages:
 """
 """The same for blocks marked `world`: keys of its second stage go there, all others to the first."""
 
+_FACTS = "specs/example.facts.json"
+
+_KNOWN: dict[str, Any] = {
+    "stage": "read",
+    "data": {"use": "digits", "params": {}, "settings": {"split": {"val": 0.2, "test": 0.2}}},
+    "files": [],
+    "content": "",
+    "rows": 1797,
+    "distinct": 1797,
+    "inputs": ["image"],
+    "splits": {
+        "train": {"rows": 1079, "repeated": 0, "groups": {}, "shared": {}},
+        "val": {"rows": 359, "repeated": 0, "groups": {}, "shared": {}},
+        "test": {"rows": 359, "repeated": 0, "groups": {}, "shared": {}},
+    },
+    "columns": {},
+    "floors": [],
+}
+_COLUMN: dict[str, Any] = {
+    "dtype": "float32", "shape": [], "elements": 1, "constant": 0, "unfit": 0, "lowest": 0.0, "highest": 1.0,
+}  # fmt: skip
+_BELOW: dict[str, dict[str, Any]] = {
+    "shares": {
+        "mean": 0.5, "variance": 0.25, "histogram": [0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.5], "below": 0.5, "above": 0.5,
+        "zero": 0.5, "half": 0.0, "one": 0.5, "bimodality": 1.0, "two_peaked": True,
+    },
+    "classes": {"seen": 10, "highest": 9, "common": 3, "share": 0.1, "entropy": 2.3},
+    "sums": {"lowest": 1.0, "highest": 1.0, "zero": 0, "off": 0},
+}  # fmt: skip
+"""What the `facts` blocks of a page complete, as its specs complete the example."""
+
 _TOP = frozenset({"expc", "name", "about", "extends", "model", "stages", "sweep"})
 _BLOCK = re.compile(
     r"^```(?P<kind>\w+)(?: (?P<label>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
@@ -94,6 +128,10 @@ def page(code: str) -> str:
 
 
 def _allow(found: type[Rule]) -> str:
+    if issubclass(found, DryRule):
+        return (
+            "Not possible: the stage would not train. `expc plan --check` finds it, lint does not."
+        )
     if issubclass(found, ToldRule):
         return "Not possible: nothing could be compiled from it."
     return f"```yaml\n# expc: allow {found.name} -- why it is right here\n```"
@@ -108,13 +146,13 @@ def cases(found: type[Rule]) -> tuple[Case, Case]:
     """The bad and the good spec of a rule's page, completed, with the files that each needs."""
     about, _, rest = text_of(found).partition("## Bad\n")
     bad, _, good = rest.partition("## Good\n")
-    shared = _files(about)
-    return _case(bad, shared), _case(good, shared)
+    return _case(bad, about), _case(good, about)
 
 
-def _case(text: str, shared: dict[str, str]) -> Case:
+def _case(text: str, about: str) -> Case:
     spec = next(match for match in _BLOCK.finditer(text) if match["kind"] == "yaml")
-    label, files = spec["label"], {**shared, **_files(text)}
+    label, files = spec["label"], {**_files(about), **_files(text)}
+    files |= _facts(files, about, text)
     if label == "whole":
         return Case(spec["text"], files)
     return Case(completed(spec["text"], WORLD if label == "world" else EXAMPLE), files)
@@ -124,8 +162,68 @@ def _files(text: str) -> dict[str, str]:
     return {
         match["label"]: match["text"]
         for match in _BLOCK.finditer(text)
-        if match["label"] and match["label"] not in ("whole", "world")
+        if match["label"] and match["label"] not in ("whole", "world", "facts")
     }
+
+
+def _facts(files: Mapping[str, str], *texts: str) -> dict[str, str]:
+    """The file of facts that the `facts` blocks of texts make, each laid over those before it."""
+    laid = [
+        json.loads(match["text"])
+        for text in texts
+        for match in _BLOCK.finditer(text)
+        if match["label"] == "facts"
+    ]
+    if not laid:
+        return {}
+    known = _KNOWN
+    for each in laid:
+        known = _over(known, each)
+    columns = {name: _column(column) for name, column in known["columns"].items()}
+    stage = {
+        **known,
+        "data": {"code": "", **known["data"]},
+        "files": [_file(name, text) for name, text in files.items() if not name.endswith(".json")],
+        "columns": columns,
+        "floors": _floors(known, columns),
+    }
+    return {_FACTS: json.dumps({"facts": 1, "tests": {}, "stages": [stage]})}
+
+
+def _file(name: str, text: str) -> dict[str, Any]:
+    held = text.encode()
+    return {"path": name, "bytes": len(held), "sha256": hashlib.sha256(held).hexdigest()}
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Maps in maps, those of `above` laid over those of `below`; `data` is taken whole."""
+    laid = {
+        key: _over(below[key], value)
+        if isinstance(value, dict) and isinstance(below.get(key), dict) and key != "data"
+        else value
+        for key, value in above.items()
+    }
+    return {**below, **laid}
+
+
+def _column(fragment: Mapping[str, Any]) -> dict[str, Any]:
+    below = {key: _over(_BELOW[key], value) for key, value in fragment.items() if key in _BELOW}
+    return {**_COLUMN, **fragment, **below}
+
+
+def _floors(known: Mapping[str, Any], columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The page's own, and those of the example, where the page keeps its data."""
+    if known["data"]["use"] != _KNOWN["data"]["use"]:
+        return list(known["floors"])
+    columns.setdefault("image", _column({"port": "features", "shape": [1, 8, 8], "elements": 64}))
+    columns.setdefault("digit", _column({"port": "class", "dtype": "int64", "classes": {}}))
+    digit: dict[str, Any] = {"params": {}, "reads": "ClassLogits", "column": "digit"}
+    named = {floor["figure"] for floor in known["floors"]}
+    example = [
+        {"figure": "digit", "use": "cross_entropy", "values": {"val": 2.3026}, **digit},
+        {"figure": "accuracy", "use": "accuracy", "values": {"val": 0.117}, **digit},
+    ]
+    return [*known["floors"], *(floor for floor in example if floor["figure"] not in named)]
 
 
 def completed(fragment: str, example: str = EXAMPLE) -> str:

@@ -1,7 +1,7 @@
 """The data of one stage, read once: columns, splits, repeated rows, and the floors of every variant of its program."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,28 @@ __all__ = ["Sources", "answer"]
 
 DIGITS = 5
 """Significant digits of a floor: it is computed in float32, as training does."""
+
+
+class Once(Mapping[str, Column]):
+    """The columns of a source, each made once: a source may make one anew at every access."""
+
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self._columns = columns
+        self._made: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._made:
+            self._made[name] = self._columns[name]
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self._columns)  # asking a mapping itself would make the column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 class Held:
@@ -43,7 +65,7 @@ class Sources:
         """The columns of ``source``, read unless those of ``key`` were the last that were."""
         if key != self._key:
             self._columns = {}  # let go of the old ones first
-            self._columns = source.tensors()
+            self._columns = Once(source.tensors())
             self._key = key
         return self._columns
 

@@ -1,5 +1,7 @@
 """Every rule, by family. Importing this package registers them."""
 
+import expc.lint.rules.data
+import expc.lint.rules.dry
 import expc.lint.rules.losses
 import expc.lint.rules.numerics
 import expc.lint.rules.output

@@ -9,7 +9,9 @@ from expc.components.core import Column, Use
 from expc.experiment import Stage
 from expc.findings import Edit, Finding, Note
 from expc.ir import BinaryLogits, ClassId, ClassLogits, Prob
+from expc.kinds.shapes import taken
 from expc.lint.core import StageRule, ToldRule
+from expc.lint.facts import known_column
 from expc.lint.readings import Edge, column, metrics, terms
 from expc.source import KeyPath
 from expc.sweep import Variant
@@ -70,9 +72,9 @@ class HeadWithoutLoss(StageRule):
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         heads = stage.maps.get("heads", {})
         trained = {_head_of(use) for use in stage.maps.get("loss", {}).values()}
-        started = getattr(stage.shape, "init", {})
+        started = {part for _, part, _ in taken(stage.shape)}
         for name, use in heads.items():
-            if name not in trained and f"{name}_head" not in started:
+            if name not in trained and f"heads.{name}" not in started:
                 yield self.finding(
                     f"no loss trains head `{name}`",
                     at.experiment.key(*use.path),
@@ -431,7 +433,7 @@ class StarvedClasses(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         program = at.programs.get(stage.name)
-        if program is None or getattr(stage.shape, "init", None):
+        if program is None or any(taken(stage.shape)):
             return
         for edge in terms(program):
             use = stage.maps["loss"].get(edge.key)
@@ -486,26 +488,40 @@ class LossFlatAtTheEnds(StageRule):
     code, name, severity = "XC312", "loss-flat-at-the-ends", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        program = at.programs.get(stage.name)
-        every = terms(program) if program is not None else []
-        steep = {edge.head for edge in every if edge.reads is BinaryLogits}
-        for edge in every:
-            use = stage.maps["loss"].get(edge.key)
-            if use is None or "flat_at_the_ends" not in use.component.traits:
-                continue
-            if edge.reads is Prob and edge.head not in steep and not _compared(at, use.path):
-                of = (
-                    f"head `{edge.head}`"
-                    if edge.head in stage.maps.get("heads", {})
-                    else f"`{edge.key}`"
-                )
-                yield self.finding(
-                    f"`{use.name}` on the probability of {of} fades where it is sure and wrong",
-                    at.experiment.value(*use.path, "use"),
-                    why="the gradient carries s(1-s), which is 0.001 at s = 0.001",
-                    help="use `bce`, or compare the two: sweep "
-                    f"`{'.'.join(map(str, use.path[1:]))}.use: [bce, {use.name}]`",
-                )
+        for edge, use in flat_at_the_ends(stage, at):
+            held = known_column(stage, at, edge.target)
+            if held is not None and held.shares is not None and held.shares.two_peaked:
+                continue  # XC603 tells it with the figures
+            of = (
+                f"head `{edge.head}`"
+                if edge.head in stage.maps.get("heads", {})
+                else f"`{edge.key}`"
+            )
+            yield self.finding(
+                f"`{use.name}` on the probability of {of} fades where it is sure and wrong",
+                at.experiment.value(*use.path, "use"),
+                why="the gradient carries s(1-s), which is 0.001 at s = 0.001",
+                help=steeper(use),
+            )
+
+
+def flat_at_the_ends(stage: Stage, at: Variant) -> Iterator[tuple[Edge, Use]]:
+    """Losses on a sigmoid whose gradient fades at both ends, where nothing steeper trains the head and no sweep compares."""
+    program = at.programs.get(stage.name)
+    every = terms(program) if program is not None else []
+    steep = {edge.head for edge in every if edge.reads is BinaryLogits}
+    for edge in every:
+        use = stage.maps["loss"].get(edge.key)
+        if use is None or "flat_at_the_ends" not in use.component.traits:
+            continue
+        if edge.reads is Prob and edge.head not in steep and not _compared(at, use.path):
+            yield edge, use
+
+
+def steeper(use: Use) -> str:
+    """What to do about such a loss."""
+    path = ".".join(map(str, use.path[1:]))
+    return f"use `bce`, or compare the two: sweep `{path}.use: [bce, {use.name}]`"
 
 
 def _compared(at: Variant, path: KeyPath) -> bool:

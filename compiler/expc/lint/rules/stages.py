@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, listed, suggest
+from expc.kinds.shapes import taken
 from expc.lint.core import SpecRule, StageRule, ToldRule
+from expc.lint.facts import gated_split, known_floor
+from expc.lint.reach import further, too_near
 from expc.lint.readings import (
     Edge,
     column,
@@ -147,10 +150,10 @@ class UnknownStage(SpecRule):
 
     def check(self, experiment: Experiment) -> Iterator[Finding]:
         for stage in experiment.stages.values():
-            for part, start in getattr(stage.shape, "init", {}).items():
+            for key, part, start in taken(stage.shape):
                 if start.from_ and start.from_ not in experiment.stages:
                     why = f"`{part}` of stage `{stage.name}` would have nothing to start from"
-                    yield self._told(experiment, start.from_, why, stage, "init", part, "from")
+                    yield self._told(experiment, start.from_, why, stage, key, part, "from")
             measured = getattr(stage.shape, "of", None)
             if measured and measured not in experiment.stages:
                 why = f"stage `{stage.name}` would have nothing to measure"
@@ -191,8 +194,8 @@ class MissingFile(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         named: list[tuple[str, KeyPath]] = [
-            (start.file, (*stage.path, "init", part, "file"))
-            for part, start in getattr(stage.shape, "init", {}).items()
+            (start.file, (*stage.path, key, part, "file"))
+            for key, part, start in taken(stage.shape)
             if start.file
         ]
         for use in stage.every_use():
@@ -329,16 +332,13 @@ _CONSTANTS: Mapping[str, Callable[[float, int | None], float | None]] = {
 }
 """Trait -> what the best constant answer scores, from the share of the largest class, or of yes."""
 
-MARGIN = 0.1
-"""Share of the way from the constant's score to a perfect one that a threshold must be beyond."""
-
 
 class GatePassedByConstant(StageRule):
     """A constant answer passes the gate, or nearly.
 
     94.5 to 95.3 % of one stage's bits were 0, so "always no" scored 0.945 and the gate stood at 0.95: it opened at
     once, and what it let through had learned next to nothing. The floor is computed from what the data source says of
-    its columns; a threshold must lie well beyond it.
+    its columns; a threshold must lie well beyond it. Where the data was profiled, XC602 knows better.
 
     ## Bad
     ```yaml
@@ -375,22 +375,21 @@ class GatePassedByConstant(StageRule):
             floor = _floor(stage, edge) if edge.key == key else None
             if floor is None:
                 continue
-            word, bound = until.bound
-            higher = word in ("at_least", "above")
-            reach = floor + MARGIN * (1 - floor) if higher else floor * (1 - MARGIN)
-            if (bound < reach) if higher else (bound > reach):
-                yield self._told(stage, at, edge, word, bound, floor, higher)
+            if known_floor(stage, at, edge, gated_split(until)) is not None:
+                continue
+            says = too_near(*until.bound, floor)
+            if says:
+                yield self._told(stage, at, edge, says, floor)
 
-    def _told(
-        self, stage: Stage, at: Variant, edge: Edge, word: str, bound: float, floor: float, higher: bool
-    ) -> Finding:  # fmt: skip
-        passes = bound <= floor if higher else bound >= floor
-        says = "passes the gate" if passes else "is nearly enough for the gate"
+    def _told(self, stage: Stage, at: Variant, edge: Edge, says: str, floor: float) -> Finding:
+        until = gate_of(stage)
+        assert until is not None and until.bound is not None
+        word, bound = until.bound
         return self.finding(
             f"a constant answer {says}: it scores {floor:.3f} on `{edge.key}`, and `{word}` is {bound:g}",
             at.experiment.value(*stage.path, "until", word),
             why=f"column `{edge.target}` is so uneven that the gate would open on a net that learned nothing",
-            help=_further(floor, higher),
+            help=further(word, floor),
             notes=(Note(at.experiment.key(*edge.op.path), f"`{edge.key}` is measured here"),),
         )
 
@@ -406,12 +405,6 @@ def _floor(stage: Stage, edge: Edge) -> float | None:
         if trait in use.component.traits:
             return score(known.prior, known.classes)
     return None
-
-
-def _further(floor: float, higher: bool) -> str:
-    if higher:
-        return f"set it well above {floor:.3f}, such as {floor + 0.5 * (1 - floor):.2f}, or gate on `f1`"
-    return f"set it well below {floor:.3f}, such as {0.5 * floor:.2f}"
 
 
 class UntilWithoutEnd(ToldRule):
@@ -595,11 +588,11 @@ class UnknownPart(SpecRule):
     def check(self, experiment: Experiment) -> Iterator[Finding]:
         """The part that is taken. The lowering tells of one that would take it and is not there."""
         for stage in experiment.stages.values():
-            for part, start in getattr(stage.shape, "init", {}).items():
+            for key, part, start in taken(stage.shape):
                 there = experiment.stages.get(start.from_ or "")
                 taken = start.part or part
                 if there is not None and part in stage.parts and taken not in there.parts:
-                    path = (*stage.path, "init", part, "part" if start.part else "from")
+                    path = (*stage.path, key, part, "part" if start.part else "from")
                     hint = suggest(taken, there.parts)
                     parts = f"parts: {listed(there.parts)}"
                     yield self.finding(
@@ -662,14 +655,14 @@ class UnknownBest(SpecRule):
 
     def check(self, experiment: Experiment) -> Iterator[Finding]:
         for stage in experiment.stages.values():
-            for part, start in getattr(stage.shape, "init", {}).items():
+            for key, part, start in taken(stage.shape):
                 other = experiment.stages.get(start.from_ or "")
                 watched = getattr(other.shape, "monitor", {}) if other is not None else {}
                 if other is not None and start.best and start.best not in watched:
                     known = f"monitored: {listed(watched)}" if watched else "it monitors nothing"
                     yield self.finding(
                         f"stage `{other.name}` keeps no best `{start.best}`",
-                        experiment.value(*stage.path, "init", part, "best"),
+                        experiment.value(*stage.path, key, part, "best"),
                         why="the stage would stop for want of its starting weights",
                         help=suggest(start.best, watched)
                         or f"{known}; leave `best` out for the last",
