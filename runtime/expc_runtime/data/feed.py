@@ -5,8 +5,9 @@ epoch is a function of (seed, epoch), so a resumed run recomputes it and goes on
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, cast
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from expc_runtime.export import columns_of
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
 
-__all__ = ["Chunk", "Feed", "Source", "Split"]
+__all__ = ["Chunk", "Feed", "Read", "RowFeed", "Source", "Split"]
 
 CHUNK = 20  # updates in one training_step of Lightning, whose cost they share
 
@@ -53,24 +54,18 @@ class Chunk:
             yield tuple([column.index_select(0, rows) for column in columns])
 
 
-class Feed:
-    """Batches of ``columns`` of a source; a `TrainingFeed`.
+class Read(Protocol):
+    """Batches that are made when they are asked for, as often as they are."""
 
-    Args:
-        source: gives the columns.
-        columns: names, in the order in which a batch holds them.
-        batch: rows of one batch; the last of an epoch may be shorter unless ``drop_last``.
-        val, test: shares of all rows, rounded to whole rows; with ``by``, of all groups. The split is
-            drawn by ``split_seed``, not by the seed of the run, so that runs of one sweep are
-            measured on the same rows.
-        by: the column of the source, (N,) integers, that says which group a row is of. All rows of a
-            group are in one split.
-        limit_groups, limit_rows: how many are used at most, a sample that ``split_seed`` draws before
-            the split; that of a smaller limit is part of that of a larger one.
+    def __iter__(self) -> Iterator[Batch]: ...
 
-    `setup` reads the source; before it nothing is touched. It raises MissingInput for a column that
-    is not there or columns of unequal length, ValueError for shares that leave a split empty.
-    """
+    def first(self, count: int) -> Self:
+        """No more than ``count`` of them."""
+        ...
+
+
+class RowFeed(ABC):
+    """What every feed of rows says to `fit`, wherever the rows are."""
 
     mode: Literal["eval", "train"] = "eval"
     nothing = "constant"
@@ -79,51 +74,71 @@ class Feed:
 
     def __init__(
         self,
-        source: Source,
         *,
         columns: Sequence[str],
         batch: int,
-        val: float = 0.0,
-        test: float = 0.0,
-        split_seed: int = 0,
-        drop_last: bool = False,
-        by: str | None = None,
-        limit_groups: int | None = None,
-        limit_rows: int | None = None,
+        drop_last: bool,
+        by: str | None,
+        holdout: Holdout,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch={batch}: must be at least 1")
-        self.source = source
         self.names = tuple(columns)
         self.batch = batch
         self.drop_last = drop_last
         self.by = by
-        self._holdout = Holdout(val, test, split_seed, limit_groups, limit_rows)
-        self._seed = 0
-        self._columns: list[Column] = []
+        self.holdout = holdout
         self._rows: dict[Split, Tensor] = {}
 
+    @abstractmethod
     def setup(self, device: torch.device, seed: int) -> None:
-        """Read and split the columns, move them to ``device``; ``seed`` orders the epochs."""
-        held = self.source.tensors()
-        wanted = dict.fromkeys((*self.names, *((self.by,) if self.by else ())))
-        known = sorted(held)  # `in` would make the column, where a mapping makes them on access
-        missing = [name for name in wanted if name not in known]
+        """Read what is to be read; ``seed`` orders the epochs."""
+
+    @abstractmethod
+    def order(self, epoch: int) -> Tensor:
+        """The rows of the train split in the order in which ``epoch`` visits them, (n,) int64."""
+
+    @abstractmethod
+    def chunks(
+        self, epoch: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[Iterable[Batch]]:
+        """Batches ``start`` to ``stop`` of an epoch, a chunk at a time."""
+
+    @abstractmethod
+    def batches(self, split: Split) -> Read:
+        """A split in order, once, the short last batch included."""
+
+    @abstractmethod
+    def columns(self, split: Split) -> Batch:
+        """Whole columns of a split, or what answers slices of rows as they do."""
+
+    @abstractmethod
+    def sample(self, split: str, rows: int) -> Iterable[Batch]:
+        """Rows of a split, drawn once for all, in batches of equal size but for one row."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Shapes and dtypes of the columns, which an export needs."""
+
+    def _split(self, rows: int, groups: Tensor | None) -> dict[Split, Tensor]:
+        """Row numbers of each split. Raises ValueError for shares that leave one empty."""
+        parts = self.holdout.rows(rows, groups)
+        train = len(parts["train"])
+        if train < (self.batch if self.drop_last else 1):
+            raise ValueError(f"{train} rows are left to train on, fewer than a batch takes")
+        return parts
+
+    def _require(self, known: Iterable[str], source: object) -> tuple[str, ...]:
+        """The columns to ask ``source`` for, each once. Raises MissingInput if it has not all."""
+        held = sorted(known)
+        wanted = tuple(dict.fromkeys((*self.names, *((self.by,) if self.by else ()))))
+        missing = [name for name in wanted if name not in held]
         if missing:
             raise MissingInput(
-                f"{type(self.source).__name__} has no column {', '.join(missing)}; "
-                f"it has {', '.join(known)}"
+                f"{type(source).__name__} has no column {', '.join(missing)}; "
+                f"it has {', '.join(held)}"
             )
-        columns = {name: held[name] for name in wanted}
-        lengths = {name: len(column) for name, column in columns.items()}
-        if len(set(lengths.values())) != 1:
-            raise MissingInput(f"columns of unequal length: {lengths}")
-        groups = group_ids(self.by, columns[self.by]) if self.by else None
-        parts = self._holdout.rows(lengths[self.names[0]], groups)
-        require_a_batch(len(parts["train"]), self.batch if self.drop_last else 1)
-        self._rows = {name: rows.to(device) for name, rows in parts.items()}
-        self._columns = [columns[name].to(device).contiguous() for name in self.names]
-        self._seed = seed
+        return wanted
 
     @property
     def updates_per_epoch(self) -> int:
@@ -134,39 +149,9 @@ class Feed:
         """Row numbers of a split in the source, ascending, (n,) int64."""
         return self._rows[split]
 
-    def order(self, epoch: int) -> Tensor:
-        """The rows of the train split in the order in which ``epoch`` visits them, (n,) int64."""
-        rows = self._rows["train"]
-        order = torch.randperm(len(rows), generator=generator(f"epoch {self._seed} {epoch}"))
-        return rows[order.to(rows.device)]
-
     def batch_rows(self, epoch: int, position: int) -> Tensor:
         """Row numbers of batch ``position`` of ``epoch``."""
         return self.order(epoch)[position * self.batch : (position + 1) * self.batch]
-
-    def chunks(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
-        """Batches ``start`` to ``stop`` of an epoch, a chunk at a time."""
-        whole = self.updates_per_epoch
-        batches = torch.split(self.order(epoch), self.batch)[
-            : whole if stop is None else min(whole, stop)
-        ]
-        for first in range(start, len(batches), CHUNK):
-            yield Chunk(self._columns, batches[first : first + CHUNK])
-
-    def batches(self, split: Split) -> Chunk:
-        """A split in order, once, the short last batch included."""
-        rows = self._rows[split]
-        return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
-
-    def columns(self, split: Split) -> Batch:
-        """Whole columns of a split; packed ones stay so."""
-        rows = self._rows[split]
-        return tuple(
-            cast(Tensor, column.take(rows))  # it answers as a tensor does
-            if isinstance(column, Packed)
-            else column.index_select(0, rows)
-            for column in self._columns
-        )
 
     # The rest of what `fit` asks.
 
@@ -182,7 +167,7 @@ class Feed:
             "stepped: a budget is in epochs, updates or minutes"
         )
 
-    def complete(self, updates: int) -> None:
+    def complete(self, updates: int) -> None:  # noqa: B027
         """Nothing: an epoch ends with its last update."""
 
     def splits(self) -> list[str]:
@@ -200,16 +185,6 @@ class Feed:
         batches = self.batches(cast(Split, split))
         figures = self._work.module.measured(batches.first(1) if self._work.smoke else batches)
         return {f"{split}/{name}": value for name, value in figures.items()}
-
-    def sample(self, split: str, rows: int) -> Chunk:
-        """Rows of a split, drawn once for all, in batches of equal size but for one row."""
-        held = self._rows[cast(Split, split)]
-        if not len(held):
-            raise BadValue(f"no rows of {split} are held")
-        order = torch.randperm(len(held), generator=generator(f"sample {split}"))[:rows]
-        batches = torch.tensor_split(held[order.to(held.device)], -(-len(order) // self.batch))
-        chunk = Chunk(self._columns, batches)
-        return chunk.first(1) if self._work.smoke else chunk
 
     def floors(self) -> dict[str, float]:
         """The best that constant answers reach, by figure, for every split that is measured."""
@@ -239,10 +214,6 @@ class Feed:
     def counts(self) -> dict[str, int]:
         return {}
 
-    def facts(self) -> dict[str, Any]:
-        """Shapes and dtypes of the columns, which an export needs."""
-        return {"columns": columns_of(dict(zip(self.names, self._columns, strict=True)))}
-
     def origin(self, update: int) -> str:
         epoch, position = divmod(update, self.updates_per_epoch)
         rows: list[int] = self.batch_rows(epoch, position).tolist()
@@ -253,8 +224,106 @@ class Feed:
         """Nothing: the order of an epoch follows from the seed."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Nothing to go on from."""
+
+
+class Feed(RowFeed):
+    """Batches of ``columns`` of a source; a `TrainingFeed`.
+
+    Args:
+        source: gives the columns.
+        columns: names, in the order in which a batch holds them.
+        batch: rows of one batch; the last of an epoch may be shorter unless ``drop_last``.
+        val, test: shares of all rows, rounded to whole rows; with ``by``, of all groups. The split is
+            drawn by ``split_seed``, not by the seed of the run, so that runs of one sweep are
+            measured on the same rows.
+        by: the column of the source, (N,) integers, that says which group a row is of. All rows of a
+            group are in one split.
+        limit_groups, limit_rows: how many are used at most, a sample that ``split_seed`` draws before
+            the split; that of a smaller limit is part of that of a larger one.
+
+    `setup` reads the source; before it nothing is touched. It raises MissingInput for a column that
+    is not there or columns of unequal length, ValueError for shares that leave a split empty.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        columns: Sequence[str],
+        batch: int,
+        val: float = 0.0,
+        test: float = 0.0,
+        split_seed: int = 0,
+        drop_last: bool = False,
+        by: str | None = None,
+        limit_groups: int | None = None,
+        limit_rows: int | None = None,
+    ) -> None:
+        holdout = Holdout(val, test, split_seed, limit_groups, limit_rows)
+        super().__init__(columns=columns, batch=batch, drop_last=drop_last, by=by, holdout=holdout)
+        self.source = source
+        self._seed = 0
+        self._columns: list[Column] = []
+
+    def setup(self, device: torch.device, seed: int) -> None:
+        """Read and split the columns, move them to ``device``; ``seed`` orders the epochs."""
+        held = self.source.tensors()
+        # No `in`: where a mapping makes columns on access, that makes one.
+        columns = {name: held[name] for name in self._require(list(held), self.source)}
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise MissingInput(f"columns of unequal length: {lengths}")
+        groups = group_ids(self.by, columns[self.by]) if self.by else None
+        parts = self._split(lengths[self.names[0]], groups)
+        self._rows = {name: rows.to(device) for name, rows in parts.items()}
+        self._columns = [columns[name].to(device).contiguous() for name in self.names]
+        self._seed = seed
+
+    def order(self, epoch: int) -> Tensor:
+        """The rows of the train split in the order in which ``epoch`` visits them, (n,) int64."""
+        rows = self._rows["train"]
+        order = torch.randperm(len(rows), generator=generator(f"epoch {self._seed} {epoch}"))
+        return rows[order.to(rows.device)]
+
+    def chunks(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+        """Batches ``start`` to ``stop`` of an epoch, a chunk at a time."""
+        whole = self.updates_per_epoch
+        batches = torch.split(self.order(epoch), self.batch)[
+            : whole if stop is None else min(whole, stop)
+        ]
+        for first in range(start, len(batches), CHUNK):
+            yield Chunk(self._columns, batches[first : first + CHUNK])
+
+    def batches(self, split: Split) -> Chunk:
+        """A split in order, once, the short last batch included."""
+        rows = self._rows[split]
+        return Chunk(self._columns, torch.split(rows, self.batch) if len(rows) else ())
+
+    def columns(self, split: Split) -> Batch:
+        """Whole columns of a split; packed ones stay so."""
+        rows = self._rows[split]
+        return tuple(
+            cast(Tensor, column.take(rows))  # it answers as a tensor does
+            if isinstance(column, Packed)
+            else column.index_select(0, rows)
+            for column in self._columns
+        )
+
+    def sample(self, split: str, rows: int) -> Chunk:
+        """Rows of a split, drawn once for all, in batches of equal size but for one row."""
+        held = self._rows[cast(Split, split)]
+        if not len(held):
+            raise BadValue(f"no rows of {split} are held")
+        order = torch.randperm(len(held), generator=generator(f"sample {split}"))[:rows]
+        batches = torch.tensor_split(held[order.to(held.device)], -(-len(order) // self.batch))
+        chunk = Chunk(self._columns, batches)
+        return chunk.first(1) if self._work.smoke else chunk
+
+    def facts(self) -> dict[str, Any]:
+        """Shapes and dtypes of the columns, which an export needs."""
+        return {"columns": columns_of(dict(zip(self.names, self._columns, strict=True)))}
 
 
 def group_ids(by: str, column: Column) -> Tensor:
@@ -265,9 +334,3 @@ def group_ids(by: str, column: Column) -> Tensor:
             "are split by a column of integers, one for each row"
         )
     return column
-
-
-def require_a_batch(rows: int, wanted: int) -> None:
-    """Raises ValueError if fewer rows are left to train on than a batch takes."""
-    if rows < wanted:
-        raise ValueError(f"{rows} rows are left to train on, fewer than a batch takes")
