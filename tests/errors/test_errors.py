@@ -51,6 +51,12 @@ def linted(spec: Path) -> tuple[Finding, ...]:
 
 
 SAID = {
+    "shogi_mistyped": (
+        "there is no data `shogi.reachable_square`",
+        "did you mean `shogi.reachable_squares`?",
+    ),
+    "shogi_files_neither": ("`file` takes a file, or a list of files", "from the project root"),
+    "shogi_head_too_narrow": ("column `reachable` holds 81 numbers a row", "set `out: 81`"),
     "world_weight_without_rate": ("nothing brings a loss `rate`", "set `rate` of `vta`"),
     "world_rate_by_name": ("nothing brings a loss `rate`", "set `rate` of `vta`"),
     "world_weight_of_nothing": ("nothing brings a loss `msk`", "did you mean `mask`?"),

@@ -237,10 +237,12 @@ def test_labels_lead_back_to_their_moves(seen: Seen, held) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_all_labels_lead_back_to_their_moves() -> None:
-    held = Games(str(SELFPLAY)).tensors()
+@pytest.mark.parametrize("which", ["selfplay", "tournament"])
+def test_all_labels_lead_back_to_their_moves(which: str) -> None:
+    file = str(SELFPLAY) if which == "selfplay" else tournament()
+    held = Games(file).tensors()
     row = 0
-    for _, moves in games_of(str(SELFPLAY)):
+    for _, moves in games_of(file):
         board = cshogi.Board()
         for usi in moves:
             round_trips({row: board.sfen()}, held)

@@ -17,7 +17,21 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CODES", "KINDS", "REACH", "START", "USI", "Position", "encode", "view"]
+__all__ = [
+    "CODES",
+    "DROPPED",
+    "KING",
+    "KINDS",
+    "REACH",
+    "START",
+    "THEIRS",
+    "USI",
+    "Position",
+    "encode",
+    "line",
+    "stuck",
+    "view",
+]
 
 Bytes = npt.NDArray[np.uint8]
 
