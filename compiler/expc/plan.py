@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +38,7 @@ def plan(base: Experiment, space: Space) -> Plan:
     if count > MAX_MODULES:
         raise SpecError(too_many(base, f"{count} files"))
     short = labels(axes(base.tree))
-    blocks = tuple(
-        block
-        for variant in space.variants
-        if (block := _block(base, space, variant, modules, short)).runs
-    )
+    blocks = tuple(block for _, block in _paired(base, space, modules, short))
     if not blocks:
         raise SpecError(none_left(base))
     runs = sum(block.runs for block in blocks)
@@ -58,6 +54,11 @@ def plan(base: Experiment, space: Space) -> Plan:
         runs=runs,
         excluded=math.prod(count for count, _ in _factors(base, short)) - runs,
     )
+
+
+def paired(base: Experiment, space: Space) -> list[tuple[Variant, Block]]:
+    """The blocks of a plan, each with the structural variant that it runs."""
+    return list(_paired(base, space, _modules(base, space), labels(axes(base.tree))))
 
 
 def order(experiment: Experiment) -> list[str]:
@@ -89,7 +90,9 @@ def _circle(experiment: Experiment, waiting: Sequence[str]) -> Finding:
             break
         trail.append(parent)
     measures = experiment.tree.where.get(("stages", circle[0], "of"))
-    place = measures.value if measures is not None else experiment.key("stages", circle[0], "init")
+    slots = [("stages", circle[0], key) for key in ("init", "frozen")]
+    starts = next((slot for slot in slots if experiment.is_written(slot)), slots[0])
+    place = measures.value if measures is not None else experiment.key(*starts)
     return Finding(
         "XC202",
         f"stages wait for each other: {' -> '.join(f'`{name}`' for name in circle)}",
@@ -192,6 +195,18 @@ def _uses(stage: str, experiment: Experiment) -> dict[KeyPath, str]:
 
 
 # -------------------------------------------------------------------------------------------------- blocks
+
+
+def _paired(
+    base: Experiment,
+    space: Space,
+    modules: Mapping[tuple[str, str], Module],
+    short: Mapping[str, str],
+) -> Iterator[tuple[Variant, Block]]:
+    for variant in space.variants:
+        block = _block(base, space, variant, modules, short)
+        if block.runs:
+            yield variant, block
 
 
 def _block(

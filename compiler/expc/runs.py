@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, cast
 
 from expc.emit.python import shell_value
-from expc.ir import Block, Name, Plan, StageRun
+from expc.ir import Block, Loop, Name, Plan, StageRun
 from expc.sweep import number
 
 
@@ -24,7 +24,7 @@ def records(plan: Plan) -> Iterator[list[str]]:
             for seed in plan.seeds:
                 yield ["run", label, str(seed)]
                 for stage in block.stages:
-                    yield _stage(stage, point, seed)
+                    yield stage_words(stage, point, seed)
     yield ["end"]
 
 
@@ -33,23 +33,56 @@ def stream(plan: Plan) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Pipe(_words(records(plan)))))
 
 
+def telling_points(block: Block) -> Iterator[dict[str, str]]:
+    """The first point of a block; and for each loop the points of its extremes, the other loops at their first.
+
+    Of numbers these are the smallest and the largest, of all else every value.
+    """
+    firsts = [0] * len(block.loops)
+    chosen = dict.fromkeys([tuple(firsts)])
+    for place, loop in enumerate(block.loops):
+        for row in _extremes(loop):
+            chosen[*firsts[:place], row, *firsts[place + 1 :]] = None
+    points = [_point(block, rows) for rows in chosen]
+    wanted = [point for point in points if not _excluded(block, point)]
+    yield from wanted or itertools.islice(_points(block), 1)
+
+
+def _extremes(loop: Loop) -> list[int]:
+    rows = range(len(loop.rows))
+    chosen: set[int] = set()
+    for column in range(len(loop.names)):
+        cells = [row[column] for row in loop.rows]
+        if all(isinstance(cell, int | float) for cell in cells):
+            ends = (min(cells), max(cells))  # type: ignore[type-var]
+            chosen |= {cells.index(end) for end in ends}
+        else:
+            chosen |= set(rows)
+    return sorted(chosen)
+
+
 def _points(block: Block) -> Iterator[dict[str, str]]:
     """Every combination of the block's loops that is not excluded, as the words a shell variable holds."""
-    for rows in itertools.product(*(loop.rows for loop in block.loops)):
-        point = {
-            name: number(value)
-            for loop, row in zip(block.loops, rows, strict=True)
-            for name, value in zip(loop.names, row, strict=True)
-        }
-        if not any(_excludes(rule, point) for rule in block.unless):
+    for rows in itertools.product(*(range(len(loop.rows)) for loop in block.loops)):
+        point = _point(block, rows)
+        if not _excluded(block, point):
             yield point
 
 
-def _excludes(rule: Sequence[tuple[str, object]], point: Mapping[str, str]) -> bool:
-    return all(point[name] == number(value) for name, value in rule)
+def _point(block: Block, rows: Sequence[int]) -> dict[str, str]:
+    return {
+        name: number(value)
+        for loop, row in zip(block.loops, rows, strict=True)
+        for name, value in zip(loop.names, loop.rows[row], strict=True)
+    }
 
 
-def _stage(stage: StageRun, point: Mapping[str, str], seed: int) -> list[str]:
+def _excluded(block: Block, point: Mapping[str, str]) -> bool:
+    return any(all(point[name] == number(v) for name, v in rule) for rule in block.unless)
+
+
+def stage_words(stage: StageRun, point: Mapping[str, str], seed: int) -> list[str]:
+    """The record of one stage of a run at a point of its block's loops."""
     if stage.skip:
         return ["skip", stage.stage, stage.skip]
     after = [word for parent in stage.after for word in ("--after", parent)]

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,13 @@ def read_lock(folder: Path) -> dict[str, Any]:
             )
         ) from error
     return lock
+
+
+def as_it_runs(rendered: Rendered, folder: Path) -> Rendered:
+    """What was rendered, but for files that are the user's: those run as they lie there."""
+    own = [folder / name for name in read_lock(folder).get("owned", []) if name in rendered.files]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in own if file.is_file()}
+    return replace(rendered, files={**rendered.files, **texts})
 
 
 def _is_lock(lock: Any) -> bool:

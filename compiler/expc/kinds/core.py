@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from expc.experiment import Stage
-from expc.ir import Program
+from expc.ir import Flag, Program
 from expc.kinds.builder import Builder
 from expc.spec import Shape
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a column as a batch holds it. `shape` is None where only the data says it."""
+
+    shape: tuple[int | Flag, ...] | None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -17,7 +25,7 @@ class Kind:
     """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered.
 
     `measured` is where a key without a split is measured, and whose figures a monitor may watch. `keeps_episodes` says
-    that held-out episodes are left for an evaluation.
+    that held-out episodes are left for an evaluation. `samples` are the columns of a batch, by name; None: nothing is built.
     """
 
     name: str
@@ -28,3 +36,4 @@ class Kind:
     lower: Callable[[Stage, Builder], Program]
     measured: str = "val"
     keeps_episodes: bool = False
+    samples: Callable[[Stage, Program], Mapping[str, Sample]] | None = None

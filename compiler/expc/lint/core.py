@@ -118,6 +118,10 @@ class ToldRule(Rule, base=True):
     """Found by the reader, the resolver or a lowering, which can't go on without it; this holds the page."""
 
 
+class DryRule(ToldRule, base=True):
+    """Found by `expc plan --check`, which builds every stage; this holds the page."""
+
+
 def rules() -> list[type[Rule]]:
     """Every rule, by code."""
     import expc.lint.rules  # noqa: F401  # registers them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expc.kinds.core import Kind
 from expc.kinds.supervised.lower import lower
+from expc.kinds.supervised.samples import samples
 from expc.kinds.supervised.shape import Supervised, logged, parents
 
 SUPERVISED = Kind(
@@ -13,4 +14,5 @@ SUPERVISED = Kind(
     parents,
     logged,
     lower,
+    samples=samples,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from expc.kinds.core import Kind
 from expc.kinds.world_model.lower import lower
+from expc.kinds.world_model.samples import samples
 from expc.kinds.world_model.shape import WorldModel, logged, parents
 
 WORLD_MODEL = Kind(
@@ -15,4 +16,5 @@ WORLD_MODEL = Kind(
     lower,
     measured="eval",
     keeps_episodes=True,
+    samples=samples,
 )
