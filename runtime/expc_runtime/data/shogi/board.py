@@ -20,8 +20,8 @@ import numpy.typing as npt
 __all__ = [
     "CODES",
     "DROPPED",
-    "KING",
     "KINDS",
+    "KING",
     "REACH",
     "START",
     "THEIRS",
