@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from expc_runtime.data.feed import Feed
-from expc_runtime.data.packed import Bits, Column, Packed, Rows
+from expc_runtime.data.packed import Bits, Column, Packed, Rows, joined
 from expc_runtime.export import columns_of
 
 CPU = torch.device("cpu")
@@ -79,6 +79,28 @@ def test_sparse_rows_stand_for_the_dense_column(
     stands_for(Rows(ids, None, None, length), one_hot(ids, length), rows)
     given = shares[:, 0].contiguous()
     stands_for(Rows(ids, given, None, length), one_hot(ids, length) * given[:, None], rows)
+
+
+def test_columns_of_a_kind_are_joined() -> None:
+    dense = zeros_and_ones(30, 21, 0) * torch.rand(30, 21)
+    ids = torch.arange(30) % 21
+    ones, weighed = Rows(ids, None, None, 21), Rows(ids, torch.full((30,), 0.5), None, 21)
+    for parts in (
+        [Bits.pack(dense > 0), Bits.pack(dense[:3] > 0)],
+        [sparse(dense), sparse(dense[4:9])],
+        [ones, ones.take(ids[:4])],
+        [weighed, ones],
+        [sparse(dense), ones, weighed],
+        [dense, dense[:1]],
+    ):
+        whole = joined(parts)
+        assert type(whole) is type(parts[0])
+        assert torch.equal(whole[:], torch.cat([part[:] for part in parts]))
+        assert torch.equal(whole.index_select(0, ids[:9]), whole[:9])
+    with pytest.raises(ValueError, match=r"different kinds: Bits \(30, 21\), Rows \(30, 21\)"):
+        joined([Bits.pack(dense > 0), ones])
+    with pytest.raises(ValueError, match="different kinds"):
+        joined([Bits.pack(dense > 0), Bits.pack(dense[:, :20] > 0)])
 
 
 def test_the_lowest_bit_comes_first() -> None:

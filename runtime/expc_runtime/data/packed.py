@@ -6,13 +6,13 @@ transfer to the host.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Bits", "Column", "Packed", "Rows"]
+__all__ = ["Bits", "Column", "Packed", "Rows", "joined", "taken"]
 
 _ROWS = 8_192  # packed or unpacked at a time: a dense copy of a whole column may not fit
 
@@ -56,6 +56,10 @@ class Packed(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """All rows, (N, L) float32."""
+
+    @abstractmethod
+    def joined(self, columns: Sequence["Packed"]) -> "Packed":
+        """One column of ``columns``, which are of this kind and length; see the function."""
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """The rows ``index`` (B,) int64, dense: (B, L) float32. Raises ValueError for another ``dim``."""
@@ -170,6 +174,10 @@ class Bits(Packed):
 
     def dense(self) -> Tensor:
         return self._dense(self.packed)
+
+    def joined(self, columns: Sequence[Packed]) -> Packed:
+        parts = [column.packed for column in columns if isinstance(column, Bits)]
+        return type(self)(torch.cat(parts), self.length)
 
     def _dense(self, packed: Tensor) -> Tensor:
         eights = self._eights.index_select(0, packed.reshape(-1).int())
@@ -307,3 +315,41 @@ class Rows(Packed):
         if self.shares is None:
             return dense.scatter_(1, ids, 1.0)
         return dense.scatter_(1, ids, self.shares.float()[:, None])
+
+    def joined(self, columns: Sequence[Packed]) -> Packed:
+        parts = [column for column in columns if isinstance(column, Rows)]
+        ids = torch.cat([part.ids for part in parts])
+        weighed = any(part.shares is not None for part in parts)
+        shares = torch.cat([part._shares() for part in parts]) if weighed else None
+        widest = max(part._widest for part in parts)
+        if all(part.offsets is None for part in parts):
+            return self._made(ids, shares, None, self.length, widest)
+        counts = torch.cat([part._counts() for part in parts])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return self._made(ids, shares, offsets, self.length, widest)
+
+    def _shares(self) -> Tensor:
+        return (
+            torch.ones(self.ids.shape, device=self.device) if self.shares is None else self.shares
+        )
+
+    def _counts(self) -> Tensor:
+        if self.offsets is not None:
+            return self.offsets.diff()
+        return torch.ones(len(self), dtype=torch.int64, device=self.device)
+
+
+def taken(column: Column, rows: Tensor) -> Column:
+    """The rows (B,) int64 of a column, as it is stored."""
+    return column.take(rows) if isinstance(column, Packed) else column.index_select(0, rows)
+
+
+def joined(columns: Sequence[Column]) -> Column:
+    """One column of several of a kind, one after the other. Raises ValueError if they are not."""
+    first = columns[0]
+    if len({(type(column), column.shape[1:]) for column in columns}) > 1:
+        told = ", ".join(f"{type(column).__name__} {tuple(column.shape)}" for column in columns)
+        raise ValueError(f"columns of different kinds: {told}")
+    if isinstance(first, Packed):
+        return first.joined([column for column in columns if isinstance(column, Packed)])
+    return torch.cat([column for column in columns if isinstance(column, Tensor)])
