@@ -103,7 +103,7 @@ class LinearHead(Params):
 MODELS = (
     Component(
         "model", "conv_net", "3x3 convolutions, then an average over the image", ConvNet,
-        "expc_runtime.models:ConvNet", (Form((Features,)),), inputs=("image",), traits=frozenset({"norm"}),
+        "expc_runtime.models:ConvNet", (Form((Features,)),), inputs=("image",), traits=frozenset({"norm", "running_statistics"}),
     ),
     Component(
         "model", "mlp", "fully connected layers", Mlp,
@@ -111,19 +111,22 @@ MODELS = (
     ),
     Component(
         "model", "resnet", "residual bottleneck blocks over a shogi board", ResNet,
-        "expc_runtime.models:ResNet", (Form((Features,)),), inputs=("board",), optional=("hand",), traits=frozenset({"norm"}),
+        "expc_runtime.models:ResNet", (Form((Features,)),), inputs=("board",), optional=("hand",), traits=frozenset({"norm", "running_statistics"}),
     ),
     Component(
         "model", "mlp_mixer", "MLPs across the cells and the channels of a shogi board", MlpMixer,
         "expc_runtime.models:MLPMixer", (Form((Features,)),), inputs=("board",), optional=("hand",),
+        traits=frozenset({"layer_norm"}),
     ),
     Component(
         "model", "vit", "a transformer over the cells of a shogi board", Vit,
         "expc_runtime.models:ViT", (Form((Features,)),), inputs=("board",), optional=("hand",),
+        traits=frozenset({"layer_norm"}),
     ),
     Component(
         "model", "planes_vit", "a transformer over 104 binary planes of a shogi board", PlanesVit,
         "expc_runtime.models:PlanesViT", (Form((Features,)),), inputs=("board",), optional=("hand",),
+        traits=frozenset({"layer_norm"}),
     ),
 )  # fmt: skip
 

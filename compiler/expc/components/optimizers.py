@@ -51,17 +51,29 @@ class OptimSlot(Params):
     )
 
 
+class PartsSlot(OptimSlot):
+    """What the one optimizer of a net takes beside its own parameters."""
+
+    trains: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="parts that it covers; every one that is not frozen if not set"
+    )
+
+
 def _no_momentum(params: Sgd) -> Mapping[str, str]:
     return {} if params.momentum else {"nesterov": "momentum"}
 
 
 OPTIMIZERS = (
-    Component("optim", "adam", "Adam (Kingma and Ba 2015)", Adam, "torch.optim:Adam"),
+    Component(
+        "optim", "adam", "Adam (Kingma and Ba 2015)", Adam, "torch.optim:Adam",
+        traits=frozenset({"adds_decay_to_gradient"}),
+    ),
     Component("optim", "adamw", "AdamW (Loshchilov and Hutter 2019)", AdamW, "torch.optim:AdamW"),
     Component(
-        "optim", "sgd", "stochastic gradient descent", Sgd, "torch.optim:SGD", off=_no_momentum
+        "optim", "sgd", "stochastic gradient descent", Sgd, "torch.optim:SGD", off=_no_momentum,
+        traits=frozenset({"adds_decay_to_gradient"}),
     ),
-)
+)  # fmt: skip
 
 
 class Ramp(Params):

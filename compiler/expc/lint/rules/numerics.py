@@ -81,7 +81,8 @@ class RateTooHigh(StageRule):
     """A learning rate is likely to diverge.
 
     With momentum m the step settles at lr / (1 - m): 0.05 with momentum 0.9 moves weights as 0.5 would without. Adam
-    moves every weight by about lr a step, whatever the gradient. A small clip takes the danger away, and the finding.
+    moves every weight by about lr a step, whatever the gradient. A clip bounds a step, so that nothing blows up; but a
+    rate that large must fall at some time, or the weights that are kept are those of a random moment.
 
     ## Bad
     ```yaml
@@ -91,6 +92,7 @@ class RateTooHigh(StageRule):
     ## Good
     ```yaml
     optim: {use: sgd, lr: 0.05, momentum: 0.9}
+    schedule: {use: cosine, warmup: {epochs: 1}}
     clip: 1.0
     ```
     """
@@ -111,18 +113,11 @@ class RateTooHigh(StageRule):
         span = at.experiment.value(*use.path, "lr")
         momentum = getattr(use.params, "momentum", None)
         clipped = _clip(use, stage) is not None
-        if isinstance(momentum, float) and not clipped:
+        if isinstance(momentum, float):
             effective = rate / (1 - momentum)
-            if effective > self.SGD_LIMIT * (1 - 1e-9):
-                with_ = (
-                    f" with momentum {momentum:g} moves like {effective:.2g}" if momentum else ""
-                )
-                yield self.finding(
-                    f"lr {rate:g}{with_}, and nothing clips it",
-                    span,
-                    why=f"steps of {self.SGD_LIMIT:g} and more diverge on most nets before a warm-up ends",
-                    help="add `clip: 1.0`, or lower the rate",
-                )
+            settles = clipped and stage.uses.get("schedule") is not None
+            if effective > self.SGD_LIMIT * (1 - 1e-9) and not settles:
+                yield self._too_far(rate, momentum, effective, clipped, span)
         elif hasattr(use.params, "betas") and rate > self.ADAM_LIMIT:
             yield self.finding(
                 f"lr {rate:g} moves every weight by about {rate:g} a step",
@@ -130,6 +125,25 @@ class RateTooHigh(StageRule):
                 why="Adam's step has the size of the rate, whatever the gradient; clipping does not change it",
                 help="3.0e-4 to 3.0e-3 is usual",
             )
+
+    def _too_far(
+        self, rate: float, momentum: float, effective: float, clipped: bool, span: Span
+    ) -> Finding:
+        like = f"lr {rate:g}"
+        like += f" with momentum {momentum:g} moves like {effective:.2g}" if momentum else ""
+        if clipped:
+            return self.finding(
+                f"{like}, from the first step to the last",
+                span,
+                why="clipping bounds a step; with steps this long the weights never come to rest",
+                help="add `schedule: {use: cosine, warmup: {epochs: 1}}`, or lower the rate",
+            )
+        return self.finding(
+            f"{like}, and nothing clips it",
+            span,
+            why=f"steps of {self.SGD_LIMIT:g} and more diverge on most nets before a warm-up ends",
+            help="add `clip: 1.0` and a schedule, or lower the rate",
+        )
 
 
 def _clip(use: Use, stage: Stage) -> float | None:
@@ -278,7 +292,42 @@ class DecayOnNorms(StageRule):
 
 
 def _normed(use: Use) -> bool:
-    return "norm" in use.component.traits and bool(getattr(use.params, "norm", True))
+    norms = use.component.traits & {"norm", "layer_norm"}
+    return bool(norms) and bool(getattr(use.params, "norm", True))
+
+
+class DecayInTheGradient(StageRule):
+    """An L2 penalty is as large as the gradient it is added to.
+
+    `sgd` and `adam` add `weight_decay` times the weights to the gradient. At 0.01 that is a pull of about 1 on a net whose
+    weights have a norm of 100: in the study that this rule comes from it was 17 times the gradient of the policy and 57
+    times that of the value, and the net learned to be small. `adamw` decays apart from the gradient, where 0.01 is usual.
+
+    ## Bad
+    ```yaml
+    optim: {use: sgd, lr: 0.01, momentum: 0.9, weight_decay: 0.01}
+    ```
+
+    ## Good
+    ```yaml
+    optim: {use: sgd, lr: 0.01, momentum: 0.9, weight_decay: 1.0e-4}
+    ```
+    """
+
+    code, name, severity = "XC408", "decay-in-the-gradient", "warning"
+
+    LIMIT = 5e-3
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        for use in optimizers(stage):
+            decay = getattr(use.params, "weight_decay", 0.0)
+            if "adds_decay_to_gradient" in use.component.traits and decay >= self.LIMIT:
+                yield self.finding(
+                    f"`{use.name}` adds {decay:g} times the weights to every gradient",
+                    at.experiment.value(*use.path, "weight_decay"),
+                    why="a loss whose gradient is smaller than that is not learned; the weights only shrink",
+                    help="1.0e-4 is usual here; `adamw` decays apart from the gradient",
+                )
 
 
 class DeadKnob(SweepRule):
