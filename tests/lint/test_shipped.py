@@ -226,6 +226,61 @@ def test_a_fault_in_the_study_is_found(old: str, new: str, code: str, tmp_path: 
     assert code in codes if code else not codes
 
 
+FACTS = [
+    ("", "", "", "", ""),
+    ("at_least: 0.97", "at_least: 0.15", "", "", "XC602"),
+    ("at_least: 0.97", "at_least: 0.3", "", "", ""),
+    ("    read.loss.loop.use: [bce, mse]", "    read.data.batch: [32, 64]", "", "", ""),
+    ("use: bce, weight: 1.0", "use: mse", "", "", ""),
+    ("val: 0.2, ", "val: 0.3, ", "", "", "XC609"),
+    ("batch: 64", "batch: 32", "", "", ""),
+    ("loop_brier: {use: brier, of: loop}", "f1: {use: f1, of: loop}", "", "", "XC609"),
+    ("", "", '"constant": 0', '"constant": 1', "XC606"),
+    ("", "", '"repeated": 0', '"repeated": 90', "XC607"),
+    ("", "", '"repeated": 0', '"repeated": 9', ""),
+    ("", "", '"unfit": 0', '"unfit": 1', "XC608"),
+    ("", "", '"highest": 9,', '"highest": 10,', "XC608"),
+    ("", "", '"use": "digits"', '"use": "arrays"', "XC609"),
+    ("", "", '"stage": "read"', '"stage": "write"', "XC609"),
+    ("", "", '"facts": 1', '"facts": 2', "XC610"),
+    ("", "", '"variance"', '"varience"', "XC610"),
+    ("", "", "[0.603228", "[true", "XC610"),
+    ("", "", "{", "", "XC610"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "known", "mutated", "code"),
+    FACTS,
+    ids=[f"{each[4] or 'clean'}-{each[1] or each[3]}" for each in FACTS],
+)
+def test_a_fault_in_the_data_of_a_shipped_spec_is_found(
+    old: str, new: str, known: str, mutated: str, code: str, tmp_path: Path
+) -> None:
+    """Of the shipped facts, or of a spec that is held against them."""
+    facts = (ROOT / "specs" / "digits.facts.json").read_text()
+    assert old in DIGITS and known in facts
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "digits.yaml").write_text(DIGITS.replace(old, new, 1))
+    (tmp_path / "digits.facts.json").write_text(facts.replace(known, mutated, 1))
+    found = check(tmp_path / "digits.yaml", tmp_path).findings
+    assert [finding.code for finding in found] == ([code] if code else [])
+
+
+def test_a_squared_error_on_the_shipped_labels_is_told_with_its_floor(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "specs" / "digits.facts.json", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    alone = DIGITS.replace("    read.loss.loop.use: [bce, mse]\n", "")
+    (tmp_path / "digits.yaml").write_text(alone.replace("use: bce, weight: 1.0", "use: mse"))
+    (told,) = check(tmp_path / "digits.yaml", tmp_path).findings
+    assert told.code == "XC603"
+    assert "100 % of column `loop` lie below .1 or above .9" in told.message
+    assert told.why.startswith("a constant answer reaches 0.2461;")
+    (tmp_path / "digits.facts.json").unlink()
+    (told,) = check(tmp_path / "digits.yaml", tmp_path).findings
+    assert told.code == "XC312"  # the same loss, judged without the data
+
+
 def test_an_allow_is_not_idle_while_its_stage_can_not_be_found(tmp_path: Path) -> None:
     """Rules that compare stages have not run then; and no stage is told to measure itself."""
     spec = tmp_path / "study.yaml"
@@ -255,9 +310,9 @@ def test_what_a_condition_sets_is_told_where_it_stands() -> None:
 
 
 def test_every_rule_fires_on_a_shipped_spec() -> None:
-    """All but those that need another file, a wide head, two stages, or a sweep of many modules."""
-    elsewhere = {"XC007", "XC214", "XC311", "XC312", "XC503"}
-    fired = {code for _, _, code in (*MUTATIONS, *WORLDS)} | elsewhere
+    """All but those that need another file, a wide head, two stages, class probabilities, or a sweep of many modules."""
+    elsewhere = {"XC007", "XC214", "XC311", "XC312", "XC503", "XC603", "XC604", "XC605"}
+    fired = {each[-1] for each in (*MUTATIONS, *WORLDS, *FACTS)} | elsewhere
     missing = [rule.code for rule in rules() if rule.code not in fired and rule.code[:3] != "XC9"]
     assert missing == []
 
