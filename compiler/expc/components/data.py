@@ -123,6 +123,15 @@ Files = Annotated[str | Annotated[list[str], Field(min_length=1)], BeforeValidat
 """One file or several, from the project root. Told in one sentence where it is neither."""
 
 
+class Feather(Params):
+    """Parameters of `feather`."""
+
+    files: Files = Field(
+        description="an Arrow file, or a pattern such as data/*.feather, from the project root; or a list"
+    )
+    columns: dict[str, Meaning] = Field(min_length=1, description="column -> what it means")
+
+
 class ReachableSquares(Params):
     """No parameters."""
 
@@ -184,6 +193,10 @@ DATA = (
     Component(
         "data", "arrays", "columns of a file that fits in memory", Arrays,
         "expc_runtime.data.arrays:Arrays",
+    ),
+    Component(
+        "data", "feather", "columns of Arrow IPC files, which may be streamed (extra `arrow`)", Feather,
+        "expc_runtime.data.feather:Feather", traits=frozenset({"blocks"}),
     ),
     Component(
         "data", "shogi.reachable_squares", "one shogi piece, and where it can go: 1,105 boards, all there are",
