@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from expc_runtime.data.arrays import Arrays
 from expc_runtime.models import LinearHead, MLPMixer, PlanesViT, ResNet, ViT
 from expc_runtime.models.boards import BoardTokens, planes
+from expc_runtime.models.convs import Conv2d
+from expc_runtime.models.dropout import Dropout
 
 torch.set_num_threads(1)
 
@@ -311,6 +313,62 @@ def test_planes_of_a_position_read_off_by_hand() -> None:
     assert made[0].flatten(1).any(1).nonzero().flatten().tolist() == [0, 21, 28, 29, 102]
     assert made[0, 0].nonzero().tolist() == [[6, 2]] and made[0, 21].nonzero().tolist() == [[0, 4]]
     assert made[0, [28, 29, 102]].all()
+
+
+# ---------------------------------------------------------------------------- what is made for a CPU
+
+
+@pytest.mark.parametrize("side", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("plane", [(h, w) for h in range(1, 6) for w in (h, h + 1)])
+def test_a_convolution_is_that_of_torch_on_any_plane(
+    side: int, stride: int, plane: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    conv = Conv2d(3, 4, side, stride).double()
+    x = torch.randn(2, 3, *plane, dtype=torch.float64, requires_grad=True)
+    given, wanted = conv(x), F.conv2d(x, conv.weight, stride=stride, padding=side // 2)
+    torch.testing.assert_close(given, wanted)
+    towards = torch.randn_like(wanted)
+    slopes = torch.autograd.grad(given, (x, conv.weight), towards)
+    wanted_slopes = torch.autograd.grad(wanted, (x, conv.weight), towards)
+    for slope, wanted_slope in zip(slopes, wanted_slopes, strict=True):
+        torch.testing.assert_close(slope, wanted_slope)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), wanted)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.15, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p: float) -> None:
+    torch.manual_seed(0)
+    dropout = Dropout(p)
+    x = torch.ones(1000, 999, requires_grad=True)
+    dropped = dropout(x)
+    share = float((dropped == 0).float().mean())
+    assert share == pytest.approx(p, abs=4 * (p * (1 - p) / x.numel()) ** 0.5)
+    kept = dropped[dropped != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(dropped.sum(), x)
+    assert torch.equal(slope, dropped.detach())
+    # neighbours are drawn by themselves: both dropped in p^2 of the pairs
+    pairs = ((dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)).float().mean()
+    assert float(pairs) == pytest.approx(p * p, abs=0.002)
+
+
+def test_dropout_that_is_added_is_the_same_dropout() -> None:
+    x, to, dropout = torch.randn(50, 7), torch.randn(50, 7), Dropout(0.3)
+    torch.manual_seed(0)
+    wanted = to + dropout(x)
+    torch.manual_seed(0)
+    torch.testing.assert_close(dropout.added(x, to=to), wanted)
+    assert torch.equal(dropout.eval().added(x, to=to), to + x)
+    assert torch.equal(dropout(x), x)
+
+
+def test_dropout_of_all_or_nothing() -> None:
+    x = torch.randn(5, 5)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert not Dropout(1.0)(x).any()
 
 
 # ------------------------------------------------------------------------------------- what they take

@@ -2,9 +2,12 @@
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from expc_runtime.models.boards import CELLS, BoardTokens
+from expc_runtime.models.dropout import Dropout
 
 
 class MLPMixer(nn.Module):
@@ -51,22 +54,44 @@ class MixerBlock(nn.Module):
     def __init__(self, width: int, token_width: int, channel_width: int, dropout: float) -> None:
         super().__init__()
         self.cells_norm = nn.LayerNorm(width)
-        self.cells = mlp(CELLS, token_width, dropout)
+        self.cells = AcrossCells(token_width, dropout)
         self.channels_norm = nn.LayerNorm(width)
-        self.channels = mlp(width, channel_width, dropout)
+        self.channels = ResidualMlp(width, channel_width, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 81, width) -> (B, 81, width)."""
-        x = x + self.cells(self.cells_norm(x).mT).mT
-        return x + cast(Tensor, self.channels(self.channels_norm(x)))
+        x = self.cells(self.cells_norm(x), x)
+        return cast(Tensor, self.channels(self.channels_norm(x), x))
 
 
-def mlp(width: int, inner: int, dropout: float) -> nn.Sequential:
-    """Linear, GELU, Linear, with dropout after both."""
-    return nn.Sequential(
-        nn.Linear(width, inner),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(inner, width),
-        nn.Dropout(dropout),
-    )
+class ResidualMlp(nn.Module):
+    """Linear, GELU, Linear with dropout after both, and what it is added to."""
+
+    def __init__(self, width: int, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, inner)
+        self.dropout = Dropout(dropout)
+        self.down = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor, to: Tensor) -> Tensor:
+        """(..., width) and the same -> the same: `to` + MLP(x)."""
+        inner = self.dropout(gelu(self.up(x)))
+        return self.dropout.added(self.down(inner), to=to)
+
+
+class AcrossCells(ResidualMlp):
+    """The same along the second last axis: the weights from the left, so that nothing is turned."""
+
+    def __init__(self, inner: int, dropout: float) -> None:
+        super().__init__(CELLS, inner, dropout)
+
+    def forward(self, x: Tensor, to: Tensor) -> Tensor:
+        """(B, 81, width) and the same -> the same: `to` + MLP(x)."""
+        inner = self.dropout(gelu(_from_left(self.up, x)))
+        return self.dropout.added(_from_left(self.down, inner), to=to)
+
+
+def _from_left(layer: nn.Linear, x: Tensor) -> Tensor:
+    """(B, in, width) -> (B, out, width)."""
+    weights = layer.weight.expand(len(x), -1, -1)
+    return torch.baddbmm(layer.bias[:, None], weights, x)

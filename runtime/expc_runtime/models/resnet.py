@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from expc_runtime.models.boards import SIDE, BoardTokens
+from expc_runtime.models.convs import Conv2d
 
 
 class ResNet(nn.Module):
@@ -59,17 +60,15 @@ class Bottleneck(nn.Module):
 
     def __init__(self, before: int, inner: int, after: int, stride: int) -> None:
         super().__init__()
-        self.narrow = nn.Conv2d(before, inner, 1, bias=False)
+        self.narrow = Conv2d(before, inner, 1)
         self.narrow_norm = nn.BatchNorm2d(inner)
-        self.spatial = nn.Conv2d(inner, inner, 3, stride=stride, padding=1, bias=False)
+        self.spatial = Conv2d(inner, inner, 3, stride)
         self.spatial_norm = nn.BatchNorm2d(inner)
-        self.widen = nn.Conv2d(inner, after, 1, bias=False)
+        self.widen = Conv2d(inner, after, 1)
         self.widen_norm = nn.BatchNorm2d(after)
         self.skip: nn.Module = nn.Identity()
         if stride != 1 or before != after:
-            self.skip = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after)
-            )
+            self.skip = nn.Sequential(Conv2d(before, after, 1, stride), nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, before, H, W) -> (B, after, ceil(H / stride), ceil(W / stride))."""

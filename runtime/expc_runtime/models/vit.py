@@ -8,7 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from expc_runtime.models.boards import CELLS, PLANES, BoardTokens, planes
-from expc_runtime.models.mixer import mlp
+from expc_runtime.models.dropout import Dropout
+from expc_runtime.models.mixer import ResidualMlp
 
 
 class Encoder(nn.Module):
@@ -35,7 +36,7 @@ class Encoder(nn.Module):
         self.checkpointing = checkpointing
         self.widen = nn.Linear(in_features, width)
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(CELLS, width), std=0.02))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         inner = round(width * mlp_ratio)
         self.blocks = nn.ModuleList(
             EncoderBlock(width, heads, inner, dropout) for _ in range(depth)
@@ -60,21 +61,21 @@ class EncoderBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = mlp(width, inner, dropout)
+        self.mlp = ResidualMlp(width, inner, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, cells, width) -> (B, cells, width)."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + cast(Tensor, self.mlp(self.mlp_norm(x)))
+        x = self.dropout.added(self.attention(self.attention_norm(x)), to=x)
+        return cast(Tensor, self.mlp(self.mlp_norm(x), x))
 
     def attention(self, x: Tensor) -> Tensor:
         """softmax(q k^T / sqrt(width / heads)) v of each head, mixed; no dropout of the weights."""
         split = self.query_key_value(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = split.permute(2, 0, 3, 1, 4)
         heard = scaled_dot_product_attention(query, key, value)
-        return cast(Tensor, self.dropout(self.mix(heard.transpose(1, 2).flatten(2))))
+        return cast(Tensor, self.mix(heard.transpose(1, 2).flatten(2)))
 
 
 class ViT(nn.Module):
