@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -113,9 +114,11 @@ def _ruff() -> str:
 def _parents(case: str, stage: Path, loaded: Any, golden: Golden) -> None:
     """What a stage starts from: the stage before it, trained."""
     text = Path(loaded.__file__).read_text(encoding="utf-8")
-    if "init=" in text:
-        first = golden.load(f"{case}/expected/first.py")
-        assert first.main(first.Config(out=str(stage.parent / "first"), device="cpu", seed=0)) == 0
+    for name in dict.fromkeys(re.findall(r'"stage:(\w+)', text)):
+        before = golden.load(f"{case}/expected/{name}.py")
+        _parents(case, stage, before, golden)
+        out = str(stage.parent / name)
+        assert before.main(before.Config(out=out, device="cpu", seed=0)) == 0
     if 'of="train"' in text:
         # Results lie outside of the case's folder here, and name the module that made them.
         (stage.parent / "expected").symlink_to(GOLDEN / case / "expected")

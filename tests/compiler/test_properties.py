@@ -391,7 +391,6 @@ print(whole.hexdigest())
 NO_EFFECT = {
     "stage.about": "prose: shown in the module's docstring, never part of what runs",
     "stage.kind": "there is one kind so far",
-    "until.mode": "takes one value; written so that a spec says it",
 }
 
 
@@ -423,7 +422,18 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif annotation is bool:
         yield from (True, False)
     elif annotation is str:
-        yield from ("loop", "even", "digit", "error", "other.npz", "first", "best", "heads.x", "12")
+        yield from (
+            "loop",
+            "even",
+            "digit",
+            "error",
+            "other.npz",
+            "first",
+            "best",
+            "heads.x",
+            "backbone",
+            "12",
+        )
     elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, info in annotation.model_fields.items():
             for value in alternatives(info.annotation):

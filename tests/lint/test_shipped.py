@@ -15,6 +15,7 @@ from expc.lint.engine import fix_file
 
 ROOT = Path(__file__).parents[2]
 DIGITS = (ROOT / "specs" / "digits.yaml").read_text()
+THREE_STAGES = (ROOT / "specs" / "maou_three_stage.yaml").read_text()
 STUDY = (ROOT / "specs" / "pinpad_vta.yaml").read_text()
 SPECS = sorted((ROOT / "specs").glob("*.yaml"))
 CLEAN = [spec for spec in SPECS if not spec.stem.endswith(("_as_feared", "_as_reported"))]
@@ -63,7 +64,7 @@ def test_fix_mends_what_is_safe(tmp_path: Path) -> None:
     assert len(done) == len(changed)
     mended = {"XC001", "XC002", "XC203", "XC309", "XC505"}
     left = {finding.code for finding in found(spec, tmp_path)}
-    assert left == {"XC301", "XC306", "XC401", "XC402", "XC208", "XC502"}
+    assert left == {"XC208", "XC224", "XC301", "XC306", "XC401", "XC402", "XC502"}
     assert not mended & left
     assert fix_file(spec) == ()
 
@@ -102,6 +103,27 @@ MUTATIONS = [
     ("clip: 1.0", "checkpoint: {every: {updates: 10000}}", "XC211"),
     ("    monitor: {best: val/accuracy}\n", "", "XC212"),
     ("clip: 1.0", "init: {bakbone: {file: pyproject.toml}}", "XC213"),
+    ("clip: 1.0", "frozen: {bakbone: {file: pyproject.toml}}", "XC213"),
+    ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [bakbone]}", "XC213"),
+    ("clip: 1.0", "frozen: {backbone: {from: raed}}", "XC204"),
+    ("clip: 1.0", "frozen: {backbone: {from: read}}", "XC202"),
+    ("clip: 1.0", "frozen: {backbone: {file: no.safetensors}}", "XC205"),
+    ("until: {metric: accuracy, at",
+     "model: {backbone: {use: conv_net, norm: false}}\n    until: {metric: accuracy, mode: train, at", "XC215"),
+    ("metric: accuracy, at", "metric: accuracy, mode: train, at", "XC216"),
+    ("clip: 1.0", "norm_statistics: reestimated", ""),
+    ("clip: 1.0", "norm_statistics: reestimated\n    frozen: {backbone: {file: pyproject.toml}}", "XC217"),
+    ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [backbone, heads.digit]}", "XC218"),
+    ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [backbone, heads.digit, heads.loop]}", ""),
+    ("weight_decay: 0.01}",
+     "weight_decay: 0.01, trains: [heads.digit, heads.loop]}\n    frozen: {backbone: {file: pyproject.toml}}", ""),
+    ("weight_decay: 0.01}",
+     "weight_decay: 0.01, trains: [backbone]}\n    frozen: {backbone: {file: pyproject.toml}}", "XC219"),
+    ("clip: 1.0",
+     "init: {backbone: {file: pyproject.toml}}\n    frozen: {backbone: {file: pyproject.toml}}", "XC222"),
+    ("weight_decay: 0.01}",
+     "weight_decay: 0.01, trains: [backbone, heads.digit, heads.loop]}\n    frozen: {backbone: {file: pyproject.toml}}",
+     "XC222"),
     ("{use: linear_head, out: 1}", "{use: linear_head, out: 1, gives: prob}", "XC301"),
     ("{use: brier, of: loop}", "{use: brier, of: loop, reads: logits}", "XC301"),
     ("      loop: {use: bce, weight: 1.0}\n", "", "XC302"),
@@ -115,6 +137,8 @@ MUTATIONS = [
     ("{use: cross_entropy}", "{use: cross_entropy, target: even}", "XC308"),
     ("{use: digits,",
      "{use: arrays, file: a.npz, columns: {image: features, digit: class, loop: prob, writer: group},", "XC601"),
+    ("batch: 64,", "batch: 64, stream: {window: 1000},", "XC611"),
+    ("batch: 64,", "batch: 64, limit: {rows: 1000},", ""),
     ("out: 10}", "out: 11}", "XC309"),
     ("linear_head, out: 1}", "linear_head, out: 2}", "XC309"),
     ("loop_brier: {use", "loop: {use", "XC310"),
@@ -281,6 +305,31 @@ def test_a_squared_error_on_the_shipped_labels_is_told_with_its_floor(tmp_path: 
     assert told.code == "XC312"  # the same loss, judged without the data
 
 
+HANDED_ON = [
+    ("clip: 1.0", "clip: 2.0", ""),
+    ("on: train,", "on: train, mode: train,", "XC216"),
+    ("{from: reachable}", "{from: reachable, best: f1}", "XC214"),
+    ("{from: reachable}", "{file: pyproject.toml}", "XC224"),
+    ("{use: shogi.reachable_squares, batch: 32}",
+     "{use: arrays, file: pyproject.toml, columns: {board: features, reachable: prob}, batch: 32}", "XC223"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"), HANDED_ON, ids=[f"{c or 'clean'}-{n}" for _, n, c in HANDED_ON]
+)
+def test_a_fault_between_stages_of_a_shipped_spec_is_found(
+    old: str, new: str, code: str, tmp_path: Path
+) -> None:
+    text = THREE_STAGES.replace("specs/data/selfplay.tsv.xz", "pyproject.toml")
+    assert old in text
+    spec = tmp_path / "study.yaml"
+    (tmp_path / "pyproject.toml").write_text("")
+    spec.write_text(text.replace(old, new, 1))
+    codes = {finding.code for finding in check(spec, tmp_path).findings}
+    assert code in codes if code else not codes & {c for _, _, c in HANDED_ON}
+
+
 def test_an_allow_is_not_idle_while_its_stage_can_not_be_found(tmp_path: Path) -> None:
     """Rules that compare stages have not run then; and no stage is told to measure itself."""
     spec = tmp_path / "study.yaml"
@@ -312,7 +361,7 @@ def test_what_a_condition_sets_is_told_where_it_stands() -> None:
 def test_every_rule_fires_on_a_shipped_spec() -> None:
     """All but those that need another file, a wide head, two stages, class probabilities, or a sweep of many modules."""
     elsewhere = {"XC007", "XC214", "XC311", "XC312", "XC503", "XC603", "XC604", "XC605"}
-    fired = {each[-1] for each in (*MUTATIONS, *WORLDS, *FACTS)} | elsewhere
+    fired = {each[-1] for each in (*MUTATIONS, *WORLDS, *FACTS, *HANDED_ON)} | elsewhere
     missing = [rule.code for rule in rules() if rule.code not in fired and rule.code[:3] != "XC9"]
     assert missing == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -94,6 +95,14 @@ class Init(Shape):
         None, description="a name under that stage's `monitor`; last if not set"
     )
 
+    missing: list[str] = Field(
+        default_factory=list,
+        description="tensors of the part that may lack there, by key; they start at random",
+    )
+    extra: list[str] = Field(
+        default_factory=list, description="tensors that may be there and nothing here takes, by key"
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.file is None) == (self.from_ is None):
@@ -101,6 +110,13 @@ class Init(Shape):
         if self.best is not None and self.from_ is None:
             raise ValueError("has `best`, which only a stage has; a file holds one set of weights")
         return self
+
+
+def taken(shape: object) -> Iterator[tuple[str, str, Init]]:
+    """What a stage takes over, trained on or not: the key (`init` or `frozen`), the part, where it comes from."""
+    for key in ("init", "frozen"):
+        for part, init in getattr(shape, key, {}).items():
+            yield key, part, init
 
 
 class LossSlot(Params):

@@ -8,7 +8,7 @@ from expc.components.core import Use
 from expc.findings import Finding, listed, suggest
 from expc.ir import Artifact, Call, Name, Operand, Optim
 from expc.kinds.builder import Builder
-from expc.kinds.shapes import BOUNDS, CLOCKS, Init, Until
+from expc.kinds.shapes import BOUNDS, CLOCKS, Init, Until, taken
 from expc.source import Key, KeyPath
 
 FIT = "expc_runtime.fit:fit"
@@ -22,21 +22,27 @@ def optimizer(
     schedule: Use | None,
     nets: tuple[str, ...] = (),
     drive_at: KeyPath = (),
+    *,
+    some_frozen: bool = False,
 ) -> Optim:
-    """An optimizer over nets (none named: all), and how it is driven: `clip` and `accumulate` stand at `drive_at`."""
+    """An optimizer over nets (none named: all), and how it is driven: `clip` and `accumulate` stand at `drive_at`.
+
+    `some_frozen`: of all, those that are frozen are left out.
+    """
     keys = b.keys(use.path)
     b.static(*keys, "use")
     arguments = b.arguments(use)
     named = tuple(Name(f"self.{net}") for net in nets)
-    parameters: Operand = (
-        Call("expc_runtime.optim:parameters", named) if nets else Call("self.parameters")
-    )
+    parameters: Operand = Call("self.parameters")
+    if nets or some_frozen:
+        parameters = Call("expc_runtime.optim:parameters", named or (Name("self"),))
     decays = b.written(*keys, "weight_decay") or use.default("weight_decay")
     if b.static(*keys, "decay") == "weights" and decays:
         arguments = b.arguments(use, leave=("weight_decay",))
         decay = b.flag(*keys, "weight_decay")
-        trained = Call("torch.nn:ModuleList", (named,)) if nets else Name("self")
-        parameters = Call("expc_runtime.optim:decay_groups", (trained, decay))
+        several: Operand = Call("torch.nn:ModuleList", (named,)) if nets else Name("self")
+        driven = named[0] if len(nets) == 1 else several
+        parameters = Call("expc_runtime.optim:decay_groups", (driven, decay))
     fused: tuple[tuple[str, Operand], ...] = () if use.component.own else (("fused", True),)
     build = Call(use.component.target, (parameters,), (*arguments, *fused))
     drive: list[tuple[str, Operand]] = []
@@ -154,19 +160,43 @@ def checkpoint(b: Builder) -> Call:
     return Call("expc_runtime.checkpoint:Checkpoint", (), tuple(kwargs))
 
 
-def starts(b: Builder, shapes: Mapping[str, Init]) -> tuple[Artifact, ...]:
-    """Parts whose weights come from a file, or from another stage."""
+def starts(b: Builder, shape: object) -> tuple[Artifact, ...]:
+    """Parts whose weights come from a file, or from another stage: those trained on, then those frozen."""
     found = []
-    for part, init in shapes.items():
-        path = b.path("init", part)
-        b.static("init", part)
+    for key, part, init in taken(shape):
+        path = b.path(key, part)
+        b.static(key, part)
         best = f"/best_{init.best}" if init.best else ""
         there = f"#{attribute(init.part)}" if init.part else ""
         source = f"{init.file or f'stage:{init.from_}{best}'}{there}"
         if part not in b.stage.parts:
-            b.findings.append(_no_part(b, part))
+            b.findings.append(_no_part(b, part, path, "to start" if key == "init" else "to freeze"))
         found.append(Artifact(attribute(part), source, b.experiment.key(*path), path))
     return tuple(found)
+
+
+def handed(b: Builder, shape: object) -> dict[str, Operand]:
+    """The same as `fit` takes it: `init` and `frozen`, each by part."""
+    found: dict[str, dict[str, Operand]] = {}
+    for (key, _, init), start in zip(taken(shape), starts(b, shape), strict=True):
+        found.setdefault(key, {})[start.part] = _origin(start.source, init)
+    return {key: dictionary(parts) for key, parts in found.items()}
+
+
+def _origin(source: str, init: Init) -> Operand:
+    """Text; with the tensors that may lack or be left over, a call."""
+    may = [(name, tuple(getattr(init, name))) for name in ("missing", "extra")]
+    named: list[tuple[str, Operand]] = [(name, keys) for name, keys in may if keys]
+    return Call("expc_runtime.parts:From", (source,), tuple(named)) if named else source
+
+
+def trained(b: Builder, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Attributes of the parts that an optimizer names under `trains`; none for all."""
+    b.static("optim", "trains")
+    for number, part in enumerate(names or ()):
+        if part not in b.stage.parts:
+            b.findings.append(_no_part(b, part, b.path("optim", "trains", number), "to train"))
+    return tuple(dict.fromkeys(attribute(part) for part in names or ()))
 
 
 def attribute(part: str) -> str:
@@ -174,14 +204,14 @@ def attribute(part: str) -> str:
     return f"{part.removeprefix('heads.')}_head" if part.startswith("heads.") else part
 
 
-def _no_part(b: Builder, part: str) -> Finding:
+def _no_part(b: Builder, part: str, path: KeyPath, to: str) -> Finding:
     hint = suggest(part, b.stage.parts)
     choices = listed(b.stage.parts)
     return Finding(
         "XC213",
-        f"stage `{b.stage.name}` has no part `{part}` to start",
-        b.experiment.key(*b.path("init", part)),
-        why="the weights would be read and go nowhere",
+        f"stage `{b.stage.name}` has no part `{part}` {to}",
+        b.experiment.key(*path),
+        why="it would go nowhere",
         help=f"{hint} (parts: {choices})" if hint else f"parts are {choices}",
     )
 

@@ -50,8 +50,9 @@ class Bound:
         return tuple(dict.fromkeys(binding.target for binding in self.losses))
 
     def target_of(self, head: str) -> Value | None:
-        """The column that a head is trained on."""
-        return next((bound.target for bound in self.losses if bound.head == head), None)
+        """The column that a head is trained on; for one that is not, the first that it is measured on."""
+        bound = (*self.losses, *self.metrics)
+        return next((each.target for each in bound if each.head == head), None)
 
 
 def bind(stage: Stage, b: Builder) -> Bound:

@@ -49,16 +49,23 @@ def lower(stage: Stage, b: Builder) -> Program:
         about=stage.shape.about or b.experiment.about,
         doc=doc,
         phases=(_update(b, bound, heads),),
-        routines=(forward, losses, _measure(b, bound, heads), _constants(stage, b, bound, heads)),
+        routines=(forward, losses, _measure(b, bound, heads), *_constants(stage, b, bound, heads)),
         feed=_feed(stage, b, bound),
         optims=(
-            training.optimizer(b, OPTIMIZER, stage.uses["optim"], stage.uses.get("schedule"), ()),
+            training.optimizer(
+                b,
+                OPTIMIZER,
+                stage.uses["optim"],
+                stage.uses.get("schedule"),
+                training.trained(b, stage.uses["optim"].slot.trains),
+                some_frozen=bool(stage.shape.frozen),
+            ),
         ),
         nets=tuple(b.nets),
         driver=training.FIT,
         run=_run(stage, b),
         logged=tuple(logged(stage)),
-        inputs=training.starts(b, stage.shape.init),
+        inputs=training.starts(b, stage.shape),
         own=b.own(),
         structural=frozenset(b.structural),
         flags=b.flags(),
@@ -218,12 +225,16 @@ _FLOORS = {BinaryLogits: "logits", ClassLogits: "class_logits", Prob: "probs", R
            ClassProbs: "class_probs", Any_: "real"}  # fmt: skip
 
 
-def _constants(stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]) -> Routine:
+def _constants(
+    stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]
+) -> tuple[Routine, ...]:
+    """Nothing where an answer is compared with no column: what would the best constant be there?"""
     answers = []
     for name, head in heads.items():
         target = bound.target_of(name)
         if target is None:
-            continue
+            b.take()
+            return ()
         use = stage.maps["heads"][name]
         out = b.value(name, head.port, head.span)
         kwargs: tuple[tuple[str, Operand], ...] = ()
@@ -233,7 +244,7 @@ def _constants(stage: Stage, b: Builder, bound: Bound, heads: dict[str, Value]) 
         b.emit("call", (out,), function, (target,), use.path, kwargs=kwargs)
         answers.append(out)
     doc = "Constant answers of each head; the best of them is the floor that any model must beat."
-    return b.close("constants", doc, (), answers, batch=True, returns="tuple[Tensor, ...]")
+    return (b.close("constants", doc, (), answers, batch=True, returns="tuple[Tensor, ...]"),)
 
 
 # ----------------------------------------------------------------------------------------------- feed, run
@@ -297,9 +308,7 @@ def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     shape: Supervised = stage.shape
     run: dict[str, Operand] = {"until": training.until(b, shape.until)}
     run |= training.running(b, shape.monitor)
-    starts = training.starts(b, shape.init)
-    if starts:
-        run["init"] = training.dictionary({start.part: start.source for start in starts})
+    run |= training.handed(b, shape)
     statistics = b.fixed("norm_statistics")
     if statistics != "running":
         run["norm_statistics"] = statistics

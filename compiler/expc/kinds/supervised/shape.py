@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from expc.components.data import DataSlot
-from expc.components.optimizers import OptimSlot
+from expc.components.optimizers import PartsSlot
 from expc.experiment import Stage
-from expc.kinds.shapes import Every, HeadSlot, Init, LossSlot, MetricSlot, Until
+from expc.kinds.shapes import Every, HeadSlot, Init, LossSlot, MetricSlot, Until, taken
 from expc.spec import Raw, Shape, Slot
 
 OPTIMIZER = "model"
@@ -36,7 +36,7 @@ class Supervised(Shape):
     metrics: Annotated[dict[str, Raw], Slot("metric", MetricSlot, many=True)] = Field(
         default_factory=dict, description="what is measured on held-out rows, by name"
     )
-    optim: Annotated[Raw, Slot("optim", OptimSlot)] = Field(description="the optimizer")
+    optim: Annotated[Raw, Slot("optim", PartsSlot)] = Field(description="the optimizer")
     schedule: Annotated[Raw | None, Slot("schedule")] = Field(
         None, description="the learning rate over time"
     )
@@ -56,11 +56,15 @@ class Supervised(Shape):
         default_factory=dict, description="name -> what it watches; the best of each is kept"
     )
     init: dict[str, Init] = Field(default_factory=dict, description="part -> its starting weights")
+    frozen: dict[str, Init] = Field(
+        default_factory=dict,
+        description="part -> the weights it has throughout: never trained, always in eval mode",
+    )
 
 
 def parents(shape: Supervised) -> Iterable[str]:
     """Stages whose results this one starts from."""
-    return [start.from_ for start in shape.init.values() if start.from_]
+    return [start.from_ for _, _, start in taken(shape) if start.from_]
 
 
 def logged(stage: Stage) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 import expc.lint.rules.data
 import expc.lint.rules.dry
+import expc.lint.rules.gates
+import expc.lint.rules.handoff
 import expc.lint.rules.losses
 import expc.lint.rules.numerics
 import expc.lint.rules.output

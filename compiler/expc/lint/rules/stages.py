@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, listed, suggest
@@ -199,20 +201,25 @@ class MissingFile(StageRule):
             if start.file
         ]
         for use in stage.every_use():
-            held = getattr(use.params, "file", None)
-            if isinstance(held, str):
-                named.append((held, (*use.path, "file")))
-            elif isinstance(held, list):
-                named += [(file, (*use.path, "file", n)) for n, file in enumerate(held)]
+            for key in ("file", "files"):
+                held = getattr(use.params, key, None)
+                if isinstance(held, str):
+                    named.append((held, (*use.path, key)))
+                elif isinstance(held, list):
+                    named += [(file, (*use.path, key, n)) for n, file in enumerate(held)]
         for file, path in named:
-            place = at.experiment.root / file
-            if not place.is_file():
+            if not any(Path(found).is_file() for found in _named(at.experiment.root / file)):
                 yield self.finding(
                     f"there is no file `{file}`",
                     at.experiment.value(*path),
                     why=f"stage `{stage.name}` would stop at its start",
                     help="paths are relative to the project root",
                 )
+
+
+def _named(file: Path) -> list[str]:
+    """The file itself, or what a pattern such as data/*.feather names."""
+    return glob.glob(str(file), recursive=True) if glob.has_magic(str(file)) else [str(file)]
 
 
 class GateOnTrain(StageRule):
@@ -590,13 +597,13 @@ class UnknownPart(SpecRule):
         for stage in experiment.stages.values():
             for key, part, start in taken(stage.shape):
                 there = experiment.stages.get(start.from_ or "")
-                taken = start.part or part
-                if there is not None and part in stage.parts and taken not in there.parts:
+                given = start.part or part
+                if there is not None and part in stage.parts and given not in there.parts:
                     path = (*stage.path, key, part, "part" if start.part else "from")
-                    hint = suggest(taken, there.parts)
+                    hint = suggest(given, there.parts)
                     parts = f"parts: {listed(there.parts)}"
                     yield self.finding(
-                        f"stage `{there.name}` has no part `{taken}` to give",
+                        f"stage `{there.name}` has no part `{given}` to give",
                         experiment.value(*path),
                         why=f"`{part}` of stage `{stage.name}` would start at random",
                         help=f"{hint} ({parts})"
