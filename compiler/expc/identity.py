@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
-import os
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -52,10 +52,11 @@ def files(stage: Stage, root: Path) -> list[str]:
 
 
 def _spread(name: str, root: Path) -> Iterator[str]:
-    if not any(mark in name for mark in "*?["):
+    if not glob.has_magic(name):
         yield name
-    elif not os.path.isabs(name):
-        yield from sorted(path.relative_to(root).as_posix() for path in root.glob(name))
+        return
+    found = glob.glob(name, root_dir=root, recursive=True)
+    yield from (path for path in sorted(found, key=Path) if (root / path).is_file())
 
 
 def hashed(name: str, root: Path) -> File:

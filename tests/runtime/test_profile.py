@@ -1,6 +1,8 @@
 """What is called two-peaked, on distributions whose shape is known; columns in stretches; rows by their inputs."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,16 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from expc_runtime.data.packed import Bits, Rows
-from expc_runtime.profile import columns
-from expc_runtime.profile.columns import about, bimodality, rounded
+from expc_runtime.data.feather import Feather
+from expc_runtime.data.feed import Feed
+from expc_runtime.data.stream import Stream
+from expc_runtime.profile.columns import Watched, bimodality, rounded
+from expc_runtime.profile.job import seen
 from expc_runtime.profile.rows import content, fingerprints, splits
+from expc_runtime.progress import progress
 
 
-def shares(values: np.ndarray) -> dict:  # type: ignore[type-arg]
-    column = torch.from_numpy(values.astype(np.float32))
-    told = about(column, torch.arange(len(column)), "prob", lambda rows: None)
-    return dict(told["shares"])
+def about(column: Tensor, meaning: str, rows: int = 1000) -> dict[str, Any]:
+    """Facts of a column that is seen so many rows at a time."""
+    watched = Watched(meaning)
+    for stretch in torch.split(column, rows):
+        watched.see(stretch)
+    return watched.told()
+
+
+def shares(values: np.ndarray) -> dict[str, Any]:
+    return dict(about(torch.from_numpy(values.astype(np.float32)), "prob")["shares"])
 
 
 def drawn(shape: str) -> np.ndarray:
@@ -82,11 +93,8 @@ def test_sarle_s_coefficient_of_distributions_that_have_names() -> None:
 def test_a_column_in_stretches_is_the_column(values: list[float], wide: int) -> None:
     """However many numbers are looked at in one go; float64 numpy is the reference."""
     column = torch.tensor(values).repeat(3)[: 3 * len(values) // wide * wide].view(-1, wide)
-    rows = torch.arange(len(column))
-    whole = about(column, rows, "prob", lambda rows: None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "ELEMENTS", 5)
-        assert about(column, rows, "prob", lambda rows: None) == whole
+    whole = about(column, "prob")
+    assert about(column, "prob", rows=1) == about(column, "prob", rows=4) == whole
     held = column.double().numpy()
     told = whole["shares"]
     assert told["mean"] == pytest.approx(held.mean(), rel=1e-5, abs=1e-7)
@@ -96,34 +104,13 @@ def test_a_column_in_stretches_is_the_column(values: list[float], wide: int) -> 
     assert whole["constant"] == int((held == held[0]).all(0).sum())
 
 
-def test_packed_columns_are_as_dense_ones() -> None:
-    dense = (torch.rand(500, 37, generator=torch.Generator().manual_seed(0)) < 0.1).float()
-    dense[3] = 0
-    rows = torch.arange(0, 500, 2)
-    quiet: list[int] = []
-    bits = about(Bits.pack(dense), rows, "prob", quiet.append)
-    assert bits == about(dense, rows, "prob", quiet.append) and sum(quiet) == 500
-    ids = torch.arange(500) % 37
-    hot = torch.nn.functional.one_hot(ids, 37).float()
-    sparse = Rows(ids, None, None, 37)
-    assert about(sparse, rows, "class_probs", quiet.append) == about(
-        hot, rows, "class_probs", quiet.append
-    )
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.5])
 def test_numbers_that_can_not_be(value: float) -> None:
     column = torch.tensor([0.0, 1.0, value, 1.0])
-    told = about(column, torch.arange(4), "prob", lambda rows: None)
+    told = about(column, "prob")
     assert told["unfit"] == 1
     assert told["shares"]["mean"] == pytest.approx(2 / 3, rel=1e-5)
-    assert (
-        about(column.nan_to_num(posinf=9), torch.arange(4), "real", lambda rows: None)["unfit"] == 0
-    )
-
-
-def quietly(columns: list[Tensor]) -> np.ndarray:
-    return fingerprints(columns, torch.arange(len(columns[0])), lambda rows: None)
+    assert about(column.nan_to_num(posinf=9), "real")["unfit"] == 0
 
 
 def test_rows_are_equal_when_their_bytes_are() -> None:
@@ -133,7 +120,7 @@ def test_rows_are_equal_when_their_bytes_are() -> None:
     hand = torch.zeros(4000, 14, dtype=torch.uint8)
     board[2000:3000] = board[:1000]
     hand[2500:2600, 13] = 1  # the last byte of the last column tells a hundred of them apart
-    hashes = quietly([board, hand])
+    hashes = fingerprints([board, hand])
     keys = {b.tobytes() + h.tobytes() for b, h in zip(board.numpy(), hand.numpy(), strict=True)}
     assert len(np.unique(hashes)) == len(keys) == 3100
     assert (hashes[2000:2500] == hashes[:500]).all() and (
@@ -143,9 +130,9 @@ def test_rows_are_equal_when_their_bytes_are() -> None:
 
 def test_rows_with_the_same_numbers_in_other_places_differ() -> None:
     swapped = torch.tensor([[1, 2], [2, 1], [0, 3], [3, 0]])
-    assert len(set(quietly([swapped]).tolist())) == 4
+    assert len(set(fingerprints([swapped]).tolist())) == 4
     one, other = torch.tensor([1, 2]), torch.tensor([2, 1])
-    assert len(set(quietly([one, other]).tolist())) == 2
+    assert len(set(fingerprints([one, other]).tolist())) == 2
 
 
 def test_groups_on_both_sides_are_counted_once() -> None:
@@ -177,3 +164,36 @@ def test_content_names_every_number_and_its_column() -> None:
 )
 def test_rounding_keeps_significant_digits(value: float, digits: int, told: float) -> None:
     assert rounded(value, digits) == told
+
+
+def test_a_stream_says_what_whole_columns_say(tmp_path: Path) -> None:
+    """Read in blocks, each once, no more than two windows of them at a time."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import feather
+
+    draw = np.random.default_rng(5)
+    won, game = draw.random(900).astype(np.float32), np.repeat(np.arange(30), 30)
+    board = draw.integers(0, 3, (900, 4)).astype(np.uint8)
+    for part in range(3):
+        rows = slice(300 * part, 300 * part + 300)
+        cells = arrow.FixedSizeListArray.from_arrays(arrow.array(board[rows].reshape(-1)), 4)
+        table = arrow.table({"board": cells, "won": won[rows], "game": game[rows]})
+        feather.write_feather(table, tmp_path / f"{part}.feather", chunksize=70)
+    columns = {"board": "features", "won": "prob", "game": "group"}
+    source = Feather(str(tmp_path / "*.feather"), columns)
+    job = {
+        "stage": "value",
+        "columns": {"board": "features", "won": "prob"},
+        "inputs": ["board"],
+        "groups": ["game"],
+        "files": True,
+    }
+    held = {"columns": ("board", "won"), "batch": 64, "val": 0.2, "test": 0.1, "by": "game"}
+    whole, stream = Feed(source, **held), Stream(source, **held, window=128)
+    for feed in (whole, stream):
+        feed.setup(torch.device("cpu"), 0)
+    told = seen(whole, job, progress("whole"))
+    assert told == seen(stream, job, progress("stream"))
+    assert whole.batch == stream.batch == 64
+    assert told["rows"] == 900 and told["distinct"] == len(np.unique(board, axis=0))
+    assert told["splits"]["val"]["groups"] == {"game": 6}

@@ -32,14 +32,16 @@ def command(spec: Path) -> int:
     from expc.build import compiled, folder_of, shown
     from expc.cli.needs import runtime
     from expc.emit.render import render
+    from expc.emit.write import as_it_runs
     from expc.facts import place
     from expc.profiling import NotProfiled, profile, write
 
     runtime()
     made = compiled(spec)
-    folder = shown(folder_of(made.experiment), made.experiment.root)
+    folder = folder_of(made.experiment)
+    rendered = render(made.experiment, made.plan, shown(folder, made.experiment.root))
     try:
-        facts = profile(made, render(made.experiment, made.plan, folder).files)
+        facts = profile(made, as_it_runs(rendered, folder).files)
     except NotProfiled as error:
         stays = "; the facts stay as they were" if place(spec).is_file() else ""
         click.echo(f"expc: {made.experiment.file}: {error}{stays}", err=True)

@@ -1,17 +1,14 @@
 """What is true of a column, read once, a stretch of rows at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from expc_runtime.data.packed import Column
+__all__ = ["Watched", "bimodality", "rounded", "two_peaked"]
 
-__all__ = ["about", "bimodality", "rounded", "stretches", "two_peaked"]
-
-ELEMENTS = 4_000_000  # looked at in one go
 BINS = 10
 PEAK = 0.01  # share of the numbers that a bin must hold to be a peak
 OFF = 1e-3  # by how much a row of probabilities may miss 1
@@ -22,37 +19,38 @@ def rounded(value: float, digits: int = 6) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def stretches(column: Column, rows: Tensor) -> Iterator[Tensor]:
-    """The rows (n,) int64 of a column, dense, in order, a bounded amount at a time."""
-    wide = max(1, math.prod(column.shape[1:]))
-    for part in torch.split(rows, max(1, ELEMENTS // wide)):
-        yield column.index_select(0, part)
+class Watched:
+    """Facts of a column that means ``meaning`` (``prob``, ``class``, ...): `see` its rows, then `told`."""
 
+    def __init__(self, meaning: str) -> None:
+        self._meaning = meaning
+        self._watches: list[_Watch] = [_Range(meaning in ("prob", "class_probs"))]
+        self._watches += [make() for make in _WATCHES.get(meaning, ())]
+        self._first: Tensor | None = None
 
-def about(
-    column: Column, rows: Tensor, meaning: str, tick: Callable[[int], None]
-) -> dict[str, Any]:
-    """Facts of the rows of a column that means ``meaning`` (``prob``, ``class``, ...), as JSON.
-
-    ``tick`` is told how many rows each stretch had.
-    """
-    watches: list[_Watch] = [_Range(meaning in ("prob", "class_probs"))]
-    watches += [make() for make in _WATCHES.get(meaning, ())]
-    if meaning == "prob" and column.dim() > 1:
-        watches.append(_Labels())
-    for stretch in stretches(column, rows):
-        for watch in watches:
+    def see(self, stretch: Tensor) -> None:
+        """Some rows, (n, ...), dense."""
+        if self._first is None:
+            self._first = stretch[:1].clone()
+            if self._meaning == "prob" and stretch.dim() > 1:
+                self._watches.append(_Labels())
+        for watch in self._watches:
             watch.see(stretch)
-        tick(len(stretch))
-    told: dict[str, Any] = {
-        "port": meaning,
-        "dtype": str(column.dtype).removeprefix("torch."),
-        "shape": list(column.shape[1:]),
-        "elements": math.prod(column.shape[1:]),
-    }
-    for watch in watches:
-        told |= watch.told()
-    return told
+
+    def told(self) -> dict[str, Any]:
+        """As JSON. Raises ValueError if no rows were seen."""
+        if self._first is None:
+            raise ValueError("a column without rows")
+        shape = self._first.shape[1:]
+        told: dict[str, Any] = {
+            "port": self._meaning,
+            "dtype": str(self._first.dtype).removeprefix("torch."),
+            "shape": list(shape),
+            "elements": math.prod(shape),
+        }
+        for watch in self._watches:
+            told |= watch.told()
+        return told
 
 
 class _Watch(Protocol):

@@ -1,22 +1,31 @@
 """The data of one stage, read once: columns, splits, repeated rows, and the floors of every variant of its program."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from expc_runtime.data.packed import Column
-from expc_runtime.errors import MissingInput
+from expc_runtime.data.feed import Feed, RowFeed, group_ids
+from expc_runtime.data.packed import Column, joined
+from expc_runtime.data.splits import Split
+from expc_runtime.data.stream import Stream
 from expc_runtime.feeds import Work
-from expc_runtime.profile.columns import about, rounded
+from expc_runtime.profile.columns import Watched, rounded
 from expc_runtime.profile.program import Meant, meant
-from expc_runtime.profile.rows import content, fingerprints, splits
+from expc_runtime.profile.rows import Hashes, content, fingerprints, splits
 from expc_runtime.progress import Progress
 
-__all__ = ["Sources", "answer"]
+__all__ = ["Sources", "answer", "seen"]
+
+CPU = torch.device("cpu")
+ROWS = 4096
+"""Read in one go, dense."""
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 DIGITS = 5
 """Significant digits of a floor: it is computed in float32, as training does."""
@@ -76,54 +85,71 @@ def answer(job: Mapping[str, Any], sources: Sources, progress: Progress) -> dict
     Raises MissingInput for data, or a package, that is not there; ValueError for values that do not fit the data.
     """
     programs = [meant(p["file"], p["text"], p["values"]) for p in job["programs"]]
-    columns = sources.columns(job["source"], programs[0].feed.source)
     for program in programs:
-        program.feed.source = _named(columns, program.feed.source)
-        program.feed.setup(torch.device("cpu"), 0)
+        if isinstance(program.feed, Feed):
+            _read_once(program.feed, sources, job["source"])
     feed = programs[0].feed
-    rows = {name: own for name in ("train", "val", "test") if len(own := feed.rows(name))}
-    used = torch.cat(list(rows.values())).sort().values
-    lacking = [name for name in job["columns"] if name not in columns]
-    if lacking:
-        raise MissingInput(f"the data has no column {', '.join(lacking)}")
-    every = len(used) * (len(job["columns"]) + len(job["inputs"]))
-    tick = _ticks(progress, every, f"{job['stage']}: {len(used):,} rows")
-    facts = {
-        name: about(columns[name], used, meaning, tick) for name, meaning in job["columns"].items()
-    }
-    hashes = fingerprints([columns[name] for name in job["inputs"]], used, tick)
-    at = {name: torch.searchsorted(used, own).numpy() for name, own in rows.items()}
-    groups = {name: _key(columns[name]) for name in job["groups"] if name in columns}
-    return {
-        "content": "" if job["files"] else content({n: columns[n] for n in job["columns"]}),
-        "rows": len(used),
-        "distinct": len(set(hashes.tolist())),
-        "splits": splits(rows, {name: hashes[own] for name, own in at.items()}, groups),
-        "columns": facts,
-        "floors": [_floors(program, progress) for program in programs],
-    }
+    own, feed.names = feed.names, tuple(job["columns"])
+    feed.setup(CPU, 0)
+    facts = seen(feed, job, progress)
+    feed.names = own
+    for program in programs:
+        program.feed.setup(CPU, 0)
+    return facts | {"floors": [_floors(program, progress) for program in programs]}
 
 
-def _named(columns: Mapping[str, Column], source: Any) -> Held:
-    """What was read, under the name of its source: messages about it name that."""
+def _read_once(feed: Feed, sources: Sources, key: str) -> None:
+    """Let a feed have what was read; messages about its source name that."""
+    source = feed.source
     named: type[Held] = type(type(source).__name__, (Held,), {})
-    return named(columns)
+    feed.source = named(sources.columns(key, source))
 
 
-def _key(column: Column) -> Tensor:
-    assert isinstance(column, Tensor)
-    return column
-
-
-def _ticks(progress: Progress, total: int, words: str) -> Callable[[int], None]:
+def seen(feed: RowFeed, job: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Every row of every split, once."""
+    parts = {name: rows for name in _SPLITS if len(rows := feed.rows(name))}
+    used = sum(map(len, parts.values()))
+    watched = {name: Watched(meaning) for name, meaning in job["columns"].items()}
+    hashes: dict[str, list[Hashes]] = {name: [] for name in parts}
+    inputs = [feed.names.index(name) for name in job["inputs"]]
     done = 0
+    batch, feed.batch = feed.batch, ROWS
+    for split in parts:
+        for columns in feed.batches(split):
+            for each, column in zip(watched.values(), columns, strict=True):
+                each.see(column)
+            hashes[split].append(fingerprints([columns[place] for place in inputs]))
+            done += len(columns[0])
+            progress.tick(done, used, f"{job['stage']}: {used:,} rows")
+    feed.batch = batch
+    whole = {name: np.concatenate(found) for name, found in hashes.items()}
+    groups = {key: held for key in job["groups"] if (held := _group(feed, key)) is not None}
+    return {
+        "content": "" if job["files"] else _content(feed),
+        "rows": used,
+        "distinct": len(np.unique(np.concatenate(list(whole.values())))),
+        "splits": splits({str(name): rows for name, rows in parts.items()}, whole, groups),
+        "columns": {name: each.told() for name, each in watched.items()},
+    }
 
-    def tick(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress.tick(done, max(total, 1), words)
 
-    return tick
+def _group(feed: RowFeed, name: str) -> Tensor | None:
+    """The groups of all rows of the source, in its order, if it says them."""
+    if isinstance(feed, Stream):
+        if name not in feed.source.names():
+            return None
+        numbers = range(len(feed.source.lengths()))
+        parts = [feed.source.block(number, [name])[name] for number in numbers]
+        return group_ids(name, joined(parts))
+    assert isinstance(feed, Feed)
+    held = feed.source.tensors()
+    return group_ids(name, held[name]) if name in sorted(held) else None
+
+
+def _content(feed: RowFeed) -> str:
+    assert isinstance(feed, Feed)  # a stream is of files
+    held = feed.source.tensors()
+    return content({name: held[name] for name in feed.names})
 
 
 def _floors(program: Meant, progress: Progress) -> dict[str, float]:
