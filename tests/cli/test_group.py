@@ -16,7 +16,7 @@ from expc.cli import COMMANDS, main
 from expc.findings import Finding, Span, SpecError
 
 NAMES = (
-    *("new", "lint", "show", "schema", "rule", "compile", "check", "plan", "where", "own"),
+    *("new", "lint", "profile", "show", "schema", "rule", "compile", "check", "plan", "where", "own"),
     *("run", "status", "export", "clean"),
 )
 
@@ -51,7 +51,7 @@ def test_help_lists_every_command_and_no_other(expc) -> None:
     ]
     assert said.code == 0
     assert [name for name in listed if name in NAMES] == COMMANDS.list_commands(None)
-    assert "monitor" not in said.out and "profile" not in said.out and "report" not in said.out
+    assert "monitor" not in said.out and "report" not in said.out
 
 
 def test_help_fits_a_narrow_terminal(project: Path) -> None:
