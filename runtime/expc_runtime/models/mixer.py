@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from expc_runtime.models.boards import CELLS, BoardTokens
+from expc_runtime.models.cells import CellLinear
 from expc_runtime.models.dropout import Dropout
 
 
@@ -69,9 +70,9 @@ class ResidualMlp(nn.Module):
 
     def __init__(self, width: int, inner: int, dropout: float) -> None:
         super().__init__()
-        self.up = nn.Linear(width, inner)
+        self.up = CellLinear(width, inner)
         self.dropout = Dropout(dropout)
-        self.down = nn.Linear(inner, width)
+        self.down = CellLinear(inner, width)
 
     def forward(self, x: Tensor, to: Tensor) -> Tensor:
         """(..., width) and the same -> the same: `to` + MLP(x)."""

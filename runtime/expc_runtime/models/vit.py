@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from expc_runtime.models.boards import CELLS, PLANES, BoardTokens, planes
+from expc_runtime.models.cells import CellLinear
 from expc_runtime.models.dropout import Dropout
 from expc_runtime.models.mixer import ResidualMlp
 
@@ -59,8 +60,8 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.mix = nn.Linear(width, width)
+        self.query_key_value = CellLinear(width, 3 * width)
+        self.mix = CellLinear(width, width)
         self.dropout = Dropout(dropout)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = ResidualMlp(width, inner, dropout)
