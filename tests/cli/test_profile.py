@@ -54,7 +54,7 @@ stages:
     monitor: {best: val/move}
   held:
     kind: supervised
-    data: {use: arrays, file: data/games.npz, columns: {board: features, won: prob, game: group}, batch: 64, split: {by: game, val: 0.25}, limit: {groups: 20}}
+    data: {use: arrays, file: data/games.npz, columns: {board: features, won: prob, game: group}, batch: 64, split: {by: game, val: 0.3}, limit: {groups: 20}}
     model:
       trunk: {use: mlp, in_features: 6}
     heads: {won: {use: linear_head, out: 1}}
@@ -64,7 +64,7 @@ stages:
 sweep:
   grid:
     held.loss.won.use: [bce, mse]
-    held.data.split.val: [0.25, 0.5]
+    held.data.split.val: [0.25, 0.5]  # and never 0.3
     held.optim.lr: [1.0e-3, 1.0e-2]
 """
 N = 1200

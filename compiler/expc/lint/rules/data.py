@@ -110,14 +110,16 @@ def _harder(stage: Stage, program: Program, facts: StageFacts, edge: Edge, split
     """A metric on which a constant answer does worse: one that the stage has, with its floor, else one to add."""
     if edge.target not in facts.columns or edge.reads is ClassLogits:
         return ""
-    labels = facts.columns[edge.target].labels is not None
-    wanted = "sample_f1" if labels else "f1"
+    wanted = "sample_f1" if facts.columns[edge.target].labels is not None else "f1"
     for other in metrics(program):
         use = use_of(stage, other)
-        if use is not None and use.name == wanted and other.head == edge.head:
-            floor = facts.floor(key_of(use, other), split)
-            return other.key if floor is None else f"{other.key}`, whose floor is `{floor:.3f}"
-    return "" if use_of(stage, edge) is not None and edge.op.path[-1] == wanted else wanted
+        if use is None or use.name != wanted or other.head != edge.head:
+            continue
+        if other.key == edge.key:
+            return ""  # it is that already
+        floor = facts.floor(key_of(use, other), split)
+        return other.key if floor is None else f"{other.key}`, whose floor is `{floor:.3f}"
+    return wanted
 
 
 class SquaredErrorOnTwoPeaks(StageRule):
@@ -167,7 +169,8 @@ class SquaredErrorOnTwoPeaks(StageRule):
             if not column.shares.two_peaked:
                 continue
             ends = 100 * (column.shares.below + column.shares.above)
-            floor = facts.floor(key_of(use, edge), stage.kind.measured)
+            key = key_of(use, edge)
+            floor = facts.floor(key, stage.kind.measured) or facts.floor(key, "train")
             reached = f"a constant answer reaches {floor:.4g}" if floor is not None else ""
             yield self.finding(
                 f"`{use.name}` on two-peaked labels: {ends:.3g} % of column `{edge.target}` lie below .1 or above .9",
@@ -568,6 +571,6 @@ def _place(stage: Stage, experiment: Experiment, column: str) -> Span:
 
 def _is_swept(stage: Stage, experiment: Experiment) -> bool:
     """Whether a sweep sets something of the data: not every point of it is profiled."""
-    path = (*stage.path, "data")
-    where = experiment.tree.where
-    return any(w.origin == "sweep" for at, w in where.items() if at[: len(path)] == path)
+    below = f"{stage.name}.data"
+    swept = (*experiment.sweep.grid, *experiment.sweep.zip)
+    return any(path == below or path.startswith(f"{below}.") for path in swept)
