@@ -21,6 +21,7 @@ from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
 from expc_runtime.guards import untrained
+from expc_runtime.learning import Unmoved, faint, pulls
 from expc_runtime.log import Log
 from expc_runtime.measuring import Figures, NormStatistics
 from expc_runtime.module import Module
@@ -129,6 +130,7 @@ class Training:
     handoff: dict[str, dict[str, Any]] = field(init=False)  # what was taken, by part
     warned: list[str] = field(init=False, default_factory=list)
     told: set[str] = field(init=False, default_factory=set)  # what is said once
+    unmoved: Unmoved | None = field(init=False, default=None)  # until it was looked at
 
     def __post_init__(self) -> None:
         self.log = Log(self.stage.folder)
@@ -185,7 +187,7 @@ class Training:
             updates_per_epoch=feed.updates_per_epoch,
         )
         if lost := untrained(module):
-            self.warn(f"no optimizer trains {', '.join(lost[:5])}" + "..." * (len(lost) > 5))
+            self.warn(f"no optimizer trains {_some(lost)}")
         self.figures = Figures(
             module,
             feed,
@@ -199,6 +201,7 @@ class Training:
         if not (self.stage.verdict == "resume" and self._restore()):
             self.log.rewind(0)
             self._save()
+        self.unmoved = None if module.epoch or self.cfg.smoke else Unmoved(module)
         module.on_flush(self._flushed)
         module.watch(self._pulse)
         module.batches_from(feed.origin)
@@ -247,8 +250,24 @@ class Training:
     def _flushed(self) -> None:
         """Every few updates."""
         self.figures.flush()
+        self._look_early()
         if self.saves.due(self.module):
             self._save()
+
+    def _look_early(self, *, epoch_ended: bool = False) -> None:
+        """Once in a stage: does every loss have a say, and does every parameter move?"""
+        module = self.module
+        if self.unmoved is None or module.last_batch is None:
+            return
+        if "pulls" not in self.told:
+            self.told.add("pulls")
+            if text := faint(pulls(module, module.last_batch)):
+                self.warn(text)
+        if self.unmoved.due or (epoch_ended and self.unmoved.stepped):
+            if names := self.unmoved.names():
+                steps = max(module.drive(name).steps for name in module.drive_names())
+                self.warn(f"not changed by {steps} steps of its optimizer: {_some(names)}")
+            self.unmoved = None
 
     def _pulse(self) -> bool:
         """About once a second, and at once after a signal; true ends the training here."""
@@ -313,6 +332,7 @@ class Training:
                 raise Stopped
             self.feed.complete(module.updates)
             self._flushed()
+            self._look_early(epoch_ended=True)
             whole = module.updates == self.feed.updates_after(module.epoch + 1)
             self.figures.measure()
         except Stopped:
@@ -481,3 +501,8 @@ class Training:
             self.told |= {once} - {""}
             self.warned.append(text)
             self.say(f"warning: {text}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few names of many."""
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)

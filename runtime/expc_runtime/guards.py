@@ -233,22 +233,26 @@ class Spread:
                 self._sums[head][2].add_(moments[1])
                 self._rows[head] += len(answer)
 
-    def constant(self) -> list[int]:
-        """Heads, from 0, whose answer is the same for every row seen (two rows at least)."""
-        shares = []
+    def widths(self) -> list[tuple[int, float, float]]:
+        """For each head, from 0, of more than one row: its largest deviation over rows, as a share
+        of 1 + the size of the answer, and as it is. One transfer."""
+        heads, widths = [], []
         for head, (first, total, squares) in self._sums.items():
             rows = self._rows[head]
-            variance = (squares / rows - (total / rows).square()).clamp(min=0)
+            if rows < 2:
+                continue
+            deviation = (squares / rows - (total / rows).square()).clamp(min=0).sqrt()
             size = 1 + (first + total / rows).abs()
-            share = (variance.sqrt() / size).max()
-            shares.append(share if rows > 1 else torch.ones_like(share))
-        if not shares:
+            heads.append(head)
+            widths.append(torch.stack([(deviation / size).max(), deviation.max()]))
+        if not heads:
             return []
-        return [
-            head
-            for head, share in zip(self._sums, torch.stack(shares).tolist(), strict=True)
-            if share < self.SAME
-        ]
+        told = torch.stack(widths).tolist()
+        return [(head, share, width) for head, (share, width) in zip(heads, told, strict=True)]
+
+    def constant(self) -> list[int]:
+        """Heads, from 0, whose answer is the same for every row seen (two rows at least)."""
+        return [head for head, share, _ in self.widths() if share < self.SAME]
 
 
 def untrained(module: "Module") -> list[str]:

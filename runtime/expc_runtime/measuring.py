@@ -24,6 +24,19 @@ GAP = 0.02
 """Of a metric from 0 to 1 between the two modes: more is said aloud."""
 
 
+SETTLED = 2
+"""Epochs after which an answer that is still that of a constant is said aloud."""
+
+NEAR = 0.99
+"""Of the best constant's loss: at that or above it nothing was learned."""
+
+NARROW = 0.02
+"""Deviation of an answer over the rows that is as good as none."""
+
+SAME = 1e-6
+"""Distance from the best constant's score that is none."""
+
+
 class Warn(Protocol):
     """Say something to people, and put it into the result; of each ``once`` only the first."""
 
@@ -68,20 +81,66 @@ class Figures:
             norms.reestimate(self._module, self._feed.sample("train", norms.AVERAGED))
         module, spread = self._module, Spread(self._module)
         figures: dict[str, float] = {}
+        blind: list[str] = []
         try:
             for split in self._measured_splits():
                 figures |= self._log_of(split, module.updates, module.epoch + 1)
+                blind += [f"{split}/{name}" for name in module.one_answer]
         finally:
             spread.close()
         self.last = figures
         self.other = self._in_train_mode()
         if not norms.young(module):
             self.tell_gap()
-        for head in spread.constant():
-            self._warn(
-                f"output {head + 1} of {type(module).__name__} is the same for every row: "
-                "it has collapsed to a constant"
-            )
+        self._tell_collapse(spread)
+        if module.epoch + 1 >= SETTLED:
+            self._tell_blind(blind)
+
+    def _tell_collapse(self, spread: Spread) -> None:
+        """Say which answers hardly depend on the row, and that this is what the losses say too."""
+        late = self._module.epoch + 1 >= SETTLED
+        near = [key for key in self.last if late and self._is_no_better(key)]
+        for head, share, width in spread.widths():
+            name = f"output {head + 1} of {type(self._module).__name__}"
+            if share < spread.SAME:
+                self._warn(
+                    f"{name} is the same for every row: it has collapsed to a constant",
+                    once=f"collapsed {head}",
+                )
+            elif near and width < NARROW:
+                told = ", ".join(
+                    f"{key} is {self.last[key]:.4g}, and {self._feed.chance} gives {self.floors[key]:.4g}"
+                    for key in near
+                )
+                self._warn(
+                    f"{name} moves by {width:.2g} between rows: it has collapsed to a constant. {told}",
+                    once=f"collapsed {head}",
+                )
+
+    def _is_no_better(self, key: str) -> bool:
+        """Whether a loss is as good as that of one constant."""
+        floor, name = self.floors.get(key), key.partition("/")[2]
+        is_loss = name not in self._module.metrics() and not name.startswith("total_")
+        return is_loss and floor is not None and floor > 0 and self.last[key] >= NEAR * floor
+
+    def _tell_blind(self, keys: list[str]) -> None:
+        """Say which metrics read one answer for every row, or score as if they did."""
+        for key, value in self.last.items():
+            if not self._is_share(key):
+                continue
+            floor = self.floors.get(key)
+            if key in keys:
+                beside = "" if floor is None else f"; a constant reaches {floor:.6g}"
+                self._warn(
+                    f"{key} {value:.6g} read one and the same answer in every row{beside}: look at "
+                    "the head, and at the threshold of the metric",
+                    once=f"blind {key}",
+                )
+            elif floor is not None and abs(value - floor) <= SAME:
+                self._warn(
+                    f"{key} {value:.6g} is what {self._feed.chance} reaches, to {SAME:g}",
+                    once=f"blind {key}",
+                )
 
     def seen_by(self, mode: Mode) -> dict[str, float]:
         """The newest figures, of the mode that a gate reads."""

@@ -9,6 +9,8 @@ fits probabilities and 0 fits logits. A target means yes where target >= 0.5. Sh
 exactly: ValueError.
 """
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -57,7 +59,39 @@ class _Mean(Metric):
         self.count += live.sum()
 
 
-class Accuracy(_Mean):
+@runtime_checkable
+class Answers(Protocol):
+    """A metric that can tell whether it has seen one answer only."""
+
+    def alike(self) -> Tensor:
+        """0-dim bool: of more than one answer read, all said the same."""
+        ...
+
+
+class _Said(_Mean):
+    """A mean of scores of answers that are yes or no, or a class."""
+
+    lowest: Tensor
+    highest: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("lowest", torch.tensor(2**62), dist_reduce_fx="min")
+        self.add_state("highest", torch.tensor(-1), dist_reduce_fx="max")
+
+    def alike(self) -> Tensor:
+        return (self.lowest == self.highest) & (self.count > 1)
+
+    def _saw(self, said: Tensor) -> None:
+        if said.dtype == torch.bool:
+            low, high = said.all(), said.any()
+        else:
+            low, high = said.aminmax()
+        self.lowest = torch.minimum(self.lowest, low)
+        self.highest = torch.maximum(self.highest, high)
+
+
+class Accuracy(_Said):
     """Share of rows of class logits (..., C) whose largest entry is the right class.
 
     The target is class ids (...) or rows (..., C), whose class is their largest entry; an
@@ -66,10 +100,12 @@ class Accuracy(_Mean):
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Add one batch."""
-        if _are_ids("Accuracy", pred, target):
-            self._add(pred.argmax(-1) == target)
+        ids, said = _are_ids("Accuracy", pred, target), pred.argmax(-1)
+        self._saw(said)
+        if ids:
+            self._add(said == target)
         else:
-            self._add_rows(pred.argmax(-1) == target.argmax(-1), target.any(-1))
+            self._add_rows(said == target.argmax(-1), target.any(-1))
 
 
 class TopK(_Mean):
@@ -100,7 +136,7 @@ class TopK(_Mean):
         self._add_rows(found / wanted.clamp(min=1, max=self.k), wanted > 0)
 
 
-class BinaryAccuracy(_Mean):
+class BinaryAccuracy(_Said):
     """Share of elements where (pred >= threshold) == (target >= 0.5)."""
 
     def __init__(self, *, threshold: float = 0.5) -> None:
@@ -110,10 +146,11 @@ class BinaryAccuracy(_Mean):
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Add one batch of any shape."""
         said, true = _answers("BinaryAccuracy", pred, target, self.threshold)
+        self._saw(said)
         self._add(said == true)
 
 
-class ExactMatch(_Mean):
+class ExactMatch(_Said):
     """Share of rows (B, ...) with every element right."""
 
     def __init__(self, *, threshold: float = 0.5) -> None:
@@ -123,10 +160,11 @@ class ExactMatch(_Mean):
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Add one batch; the first dimension counts the rows."""
         said, true = _answers("ExactMatch", pred, target, self.threshold)
+        self._saw(said)
         self._add(_by_row(said == true).all(-1))
 
 
-class SampleF1(_Mean):
+class SampleF1(_Said):
     """F1 of each row (B, ...), mean over rows; a row with nothing to find and nothing found is 1.
 
     P = TP / (TP + FP + 1e-8), R = TP / (TP + FN + 1e-8), F1 = 2 P R / (P + R + 1e-8), in float32.
@@ -139,6 +177,7 @@ class SampleF1(_Mean):
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Add one batch; the first dimension counts the rows."""
         said, true = _answers("SampleF1", pred, target, self.threshold)
+        self._saw(said)
         said, true = _by_row(said), _by_row(true)
         found, claimed, wanted = (m.sum(-1).float() for m in (said & true, said, true))
         precision, recall = found / (claimed + _EPS), found / (wanted + _EPS)
@@ -180,6 +219,10 @@ class F1(Metric):
         both = (self.claimed + self.wanted).double()
         f1 = torch.where(both == 0, 1.0, 2 * self.found / both)
         return torch.where(self.count == 0, torch.nan, f1)
+
+    def alike(self) -> Tensor:
+        no, yes = self.claimed == 0, self.claimed == self.count
+        return (no | yes) & (self.count > 1)
 
 
 class Brier(_Mean):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
+from expc_runtime.metrics import Answers
 from expc_runtime.optim import Drive, NonFinite
 from expc_runtime.ports import Latent
 from expc_runtime.signals import Stopped
@@ -90,6 +91,7 @@ class _Live:
     """What changes at every update; a plain object, as nn.Module's attributes are slow to set."""
 
     __slots__ = (
+        "alike",
         "batch",
         "before",
         "epoch",
@@ -104,6 +106,7 @@ class _Live:
     )
 
     def __init__(self) -> None:
+        self.alike: list[str] = []
         self.updates = 0
         self.epoch = 0
         self.rows = 1
@@ -205,6 +208,16 @@ class Module(pl.LightningModule):
         finally:
             for p in frozen:
                 p.requires_grad = True
+
+    @property
+    def one_answer(self) -> list[str]:
+        """Metrics for which the answer was the same for all that was measured last."""
+        return self._live.alike
+
+    @property
+    def last_batch(self) -> Any:
+        """The batch of the newest update of this process; None before the first."""
+        return self._live.batch
 
     @property
     def updates(self) -> int:
@@ -346,14 +359,17 @@ class Module(pl.LightningModule):
 
     @contextmanager
     def rehearsal(
-        self, half: bool = True, totals: Callable[[tuple[str, Tensor]], None] = lambda total: None
+        self,
+        half: bool = True,
+        totals: Callable[[tuple[str, Tensor]], None] = lambda total: None,
+        into: Records | None = None,
     ) -> Iterator[Records]:
         """Inside, `record` fills the records given here and `step` only hands on its total.
 
-        ``half=False`` computes in float32.
+        ``half=False`` computes in float32. ``into`` are records to fill, new ones if not given.
         """
         live = self._live
-        records, live.records = live.records, Records()
+        records, live.records = live.records, Records() if into is None else into
         rehearsed, live.rehearsed = live.rehearsed, totals
         try:
             with self._autocast if half else nullcontext():
@@ -390,8 +406,13 @@ class Module(pl.LightningModule):
                         self.measure(batch)
                 figures = records.means()
             if metrics:
-                values = torch.stack([m.compute().double() for m in metrics.values()]).tolist()
-                figures = dict(zip(metrics, values, strict=True)) | figures
+                alike = {n: m.alike() for n, m in metrics.items() if isinstance(m, Answers)}
+                told = [*(m.compute() for m in metrics.values()), *alike.values()]
+                values = torch.stack([value.double() for value in told]).tolist()
+                figures = dict(zip(metrics, values, strict=False)) | figures
+                self._live.alike = [
+                    name for name, same in zip(alike, values[len(metrics) :], strict=True) if same
+                ]
             return figures
         finally:
             for metric in metrics.values():
