@@ -147,6 +147,14 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert visited(made, 0) != visited(stream(Rows([50, 31, 77]), run_seed=1), 0)
 
 
+def test_chunks_may_be_asked_for_before_they_are_used() -> None:
+    """As Lightning does, one ahead."""
+    made = stream(Rows([50, 31, 77, 80] * 2))
+    chunks = list(made.chunks(0))
+    assert len(chunks) > 2
+    assert rows(chain.from_iterable(chunks)) == visited(made, 0)
+
+
 def test_rows_are_shuffled_in_windows_of_blocks() -> None:
     """A window holds whole blocks, no more rows than it may, and its rows are out of order."""
     made = stream(Rows([10] * 12), window=30, batch=30)

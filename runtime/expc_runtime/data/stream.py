@@ -183,12 +183,9 @@ class Stream(RowFeed):
         sizes = _sizes(rows, self.batch)
         made = self._made("train", self._epoch(epoch), start * self.batch, sizes)
         batches = on_device(made, self._device)
-        try:
-            for first in range(0, len(sizes), CHUNK):
-                yield islice(batches, min(CHUNK, len(sizes) - first))
-        finally:
-            _close(batches)
-            _close(made)
+        # Chunks may be asked for before they are used: reading ends with the last that is held.
+        for first in range(0, len(sizes), CHUNK):
+            yield islice(batches, min(CHUNK, len(sizes) - first))
 
     def batches(self, split: Split) -> "_Read":
         """A split in order, once, the short last batch included."""
