@@ -1,4 +1,4 @@
-"""XC60: rows that belong together, and the split that tears them apart."""
+"""XC6: rows that a split tears apart, or that a stream can't save the memory of."""
 
 from __future__ import annotations
 
@@ -57,3 +57,35 @@ class GroupsOnBothSides(StageRule):
             why=f"they share what is to be learned: {listed(held)} would measure what was learned by heart",
             help=f"add `by: {first}` to `split`",
         )
+
+
+class NothingToStream(StageRule):
+    """A stream of rows that are all read at once.
+
+    `stream` holds a window of rows and reads the next while the net trains. This source gives whole columns, and
+    no window would make that less: the stage would stop at its start.
+
+    ## Bad
+    ```yaml
+    data: {use: digits, batch: 64, split: {val: 0.2}, stream: {window: 1000}}
+    ```
+
+    ## Good
+    ```yaml
+    data: {use: digits, batch: 64, split: {val: 0.2}}
+    ```
+    """
+
+    code, name = "XC611", "nothing-to-stream"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        use = stage.uses.get("data")
+        if use is None or use.slot.stream is None or use.component.own:
+            return
+        if "blocks" not in use.component.traits:
+            yield self.finding(
+                f"`{use.name}` is read whole: there is nothing to stream",
+                at.experiment.key(*use.path, "stream"),
+                why="a window would be held beside all the rows",
+                help="leave out `stream`; `feather` reads files in blocks",
+            )
