@@ -54,11 +54,13 @@ stages:
       file: rows.npz
       columns: {{board: features, hand: features, policy: class_probs, value: prob}}
       batch: 64
+      split: {{val: 0.5}}
     model: {{backbone: {{use: {use}{params}}}}}
     heads: {{policy: {{use: linear_head, out: 1496}}, value: {{use: linear_head, out: 1}}}}
     loss: {{policy: {{use: kl_div}}, value: {{use: bce}}}}
     optim: {{use: adamw, lr: 1.0e-3, weight_decay: 0.01, decay: weights}}
     clip: 1.0
+    monitor: {{policy: val/policy, value: val/value}}
     precision: 32
     until: {{updates: 100}}
 """
@@ -76,7 +78,7 @@ class Net:
 
 
 NETS = (
-    Net("resnet", PlainResNet, 17_012_665, 7.6, updates=4),
+    Net("resnet", PlainResNet, 17_012_665, 7.6, updates=2),
     Net("planes_vit", PlainPlanesViT, 4_383_449, 31.5, updates=2),
     Net("mlp_mixer", PlainMixer, 9_171_273, 83.0, updates=1),
     Net("vit", PlainViT, 19_766_713, 132.0, updates=1),
