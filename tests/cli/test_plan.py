@@ -292,3 +292,20 @@ def test_results_hold_what_they_are_compared_by(ran: Path) -> None:
         result = read_result(ran / "runs/small" / task.name)
         assert result is not None and result.key == task.key
         assert asdict(result)["config"]["seed"] == int(task.seed)
+
+
+def test_floors_are_printed_once_the_data_is_known(project: Path, expc, edit) -> None:
+    shipped = Path(__file__).parents[2] / "specs" / "digits.facts.json"
+    assert "Floors" not in expc("plan", "specs/small.yaml").out
+    edit("split: {val: 0.2}", "split: {val: 0.2, test: 0.2}")
+    (project / "specs/small.facts.json").write_text(shipped.read_text())
+    out = expc("plan", "specs/small.yaml").out
+    floors = out.partition("Floors: what a constant answer reaches\n")[2].partition("\n\n")[0]
+    assert [line.split() for line in floors.splitlines()[:2]] == [
+        ["val", "test"],
+        ["read.digit", "2.303", "2.303"],
+    ]
+    assert "of other data" not in out
+    edit("test: 0.2", "test: 0.1")
+    out = expc("plan", "specs/small.yaml").out
+    assert "  of other data than `read` now reads: `expc lint` says more\n" in out

@@ -89,14 +89,18 @@ def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Itera
 
 
 def _floors(made: Compiled) -> Iterator[str]:
-    """What a constant answer reaches, where the data was profiled; facts that no longer hold are lint's business."""
+    """What a constant answer reaches, where the data was profiled, and which of it no longer holds."""
     from expc.cli.floors import floors
     from expc.facts import Facts
-    from expc.lint.facts import facts_of
+    from expc.identity import identity
+    from expc.lint.facts import facts_of, holds
 
     facts = facts_of(made.experiment)
     if isinstance(facts, Facts):
-        yield floors(facts)
+        every = [stage for stage in made.experiment.stages.values() if identity(stage) is not None]
+        old = [stage.name for stage in every if not holds(stage, made.experiment)]
+        known = f"  of other data than `{'`, `'.join(old)}` now reads: `expc lint` says more"
+        yield "\n".join([floors(facts), *([known] if old else [])])
 
 
 def _files(made: Compiled, rendered: Rendered, folder: Path) -> dict[str, str]:

@@ -65,6 +65,21 @@ def known(stage: Stage, at: Variant) -> StageFacts | None:
     return None if facts is None or changed(facts, stage, at.experiment.root) else facts
 
 
+def holds(stage: Stage, experiment: Experiment) -> bool:
+    """Whether what is kept of a stage is true of its data now. One whose data is swept holds at its points alone."""
+    facts = kept(stage, experiment)
+    if facts is None:
+        return is_swept(stage, experiment) and bool(of_stage(stage, experiment))
+    return not changed(facts, stage, experiment.root)
+
+
+def is_swept(stage: Stage, experiment: Experiment) -> bool:
+    """Whether a sweep sets something of the data: not every point of it is profiled."""
+    below = f"{stage.name}.data"
+    swept = (*experiment.sweep.grid, *experiment.sweep.zip)
+    return any(path == below or path.startswith(f"{below}.") for path in swept)
+
+
 def known_column(stage: Stage, at: Variant, name: str) -> Column | None:
     """What is known of a column of a stage's data."""
     facts = known(stage, at)

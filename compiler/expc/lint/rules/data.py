@@ -15,6 +15,7 @@ from expc.lint.facts import (
     facts_of,
     figures,
     gated_split,
+    is_swept,
     kept,
     key_of,
     known,
@@ -484,7 +485,7 @@ class FactsOutOfDate(StageRule):
             return
         held = kept(stage, at.experiment)
         if held is None:
-            said = "" if _is_swept(stage, at.experiment) else self._other(stage, at)
+            said = "" if is_swept(stage, at.experiment) else self._other(stage, at)
         elif what := changed(held, stage, at.experiment.root):
             said = f"{what} has changed since it was profiled"
         else:
@@ -567,10 +568,3 @@ def _place(stage: Stage, experiment: Experiment, column: str) -> Span:
     """Where a column is declared, else the data it is of."""
     path = (*stage.path, "data", "columns", column)
     return experiment.key(*(path if experiment.is_written(path) else (*stage.path, "data")))
-
-
-def _is_swept(stage: Stage, experiment: Experiment) -> bool:
-    """Whether a sweep sets something of the data: not every point of it is profiled."""
-    below = f"{stage.name}.data"
-    swept = (*experiment.sweep.grid, *experiment.sweep.zip)
-    return any(path == below or path.startswith(f"{below}.") for path in swept)
