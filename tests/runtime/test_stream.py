@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,6 +18,7 @@ from expc_runtime import floors
 from expc_runtime.data.feed import CHUNK, Feed, Split
 from expc_runtime.data.packed import Bits, Column
 from expc_runtime.data.stream import Stream
+from expc_runtime.data.transfer import on_device
 from expc_runtime.errors import MissingInput
 
 torch.set_num_threads(1)
@@ -138,6 +139,7 @@ def test_it_holds_out_the_rows_that_a_feed_holds_out(how: dict[str, Any]) -> Non
         assert rows(made.batches(split).first(1)) == rows(held.batches(split).first(1))
     assert made.updates_per_epoch == held.updates_per_epoch
     assert made.facts() == held.facts()
+    assert made.facts()["rows"] == {s: len(held.rows(s)) for s in SPLITS if len(held.rows(s))}
 
 
 def test_epochs_and_seeds_differ_and_repeat() -> None:
@@ -275,3 +277,37 @@ def test_what_can_not_be_streamed_is_told() -> None:
         stream(Rows([9]), columns=("row", "cube"))
     with pytest.raises(MissingInput, match="Rows has no rows"):
         stream(Rows([0, 0]))
+
+
+def batches() -> list[tuple[Tensor, ...]]:
+    return [(torch.arange(k, k + 9), torch.full((9, 4), float(k))) for k in range(20)]
+
+
+def same(batch: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a.cpu(), b) for a, b in zip(batch, other, strict=True))
+
+
+def test_batches_arrive_as_they_were_on_the_host() -> None:
+    for batch, other in zip(on_device(batches(), CPU), batches(), strict=True):
+        assert same(batch, other)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="copies beside the training need a GPU")
+def test_batches_arrive_as_they_were_on_the_gpu() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    busy = torch.randn(2000, 2000, device=device)
+    for batch, other in zip(on_device(batches(), device), batches(), strict=True):
+        busy = busy @ busy / 2000  # the copy of the next runs beside this
+        assert batch[0].device == device and same(batch, other)
+
+
+def test_the_next_batch_is_asked_for_no_sooner_than_one_ahead() -> None:
+    asked: list[int] = []
+
+    def counted() -> Iterator[tuple[Tensor, ...]]:
+        for number, batch in enumerate(batches()):
+            asked.append(number)
+            yield batch
+
+    for number, _ in enumerate(on_device(counted(), CPU)):
+        assert len(asked) <= number + 2

@@ -118,7 +118,7 @@ class RowFeed(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Shapes and dtypes of the columns, which an export needs."""
+        """Shapes and dtypes of the columns, which an export needs; rows of each split."""
 
     def _split(self, rows: int, groups: Tensor | None) -> dict[Split, Tensor]:
         """Row numbers of each split. Raises ValueError for shares that leave one empty."""
@@ -148,6 +148,10 @@ class RowFeed(ABC):
     def rows(self, split: Split) -> Tensor:
         """Row numbers of a split in the source, ascending, (n,) int64."""
         return self._rows[split]
+
+    def counted(self) -> dict[str, int]:
+        """Rows of each split that has any."""
+        return {name: len(rows) for name, rows in self._rows.items() if len(rows)}
 
     def batch_rows(self, epoch: int, position: int) -> Tensor:
         """Row numbers of batch ``position`` of ``epoch``."""
@@ -322,8 +326,11 @@ class Feed(RowFeed):
         return chunk.first(1) if self._work.smoke else chunk
 
     def facts(self) -> dict[str, Any]:
-        """Shapes and dtypes of the columns, which an export needs."""
-        return {"columns": columns_of(dict(zip(self.names, self._columns, strict=True)))}
+        """Shapes and dtypes of the columns, which an export needs; rows of each split."""
+        return {
+            "columns": columns_of(dict(zip(self.names, self._columns, strict=True))),
+            "rows": self.counted(),
+        }
 
 
 def group_ids(by: str, column: Column) -> Tensor:

@@ -118,7 +118,8 @@ class Stream(RowFeed):
         self._seed, self._device = seed, device
         some = next(number for number, length in enumerate(lengths) if length)
         first = self.source.block(some, self.names)
-        self._facts = {"columns": columns_of({name: first[name] for name in self.names})}
+        columns = columns_of({name: first[name] for name in self.names})
+        self._facts = {"columns": columns, "rows": self.counted()}
 
     def _groups(self) -> Tensor | None:
         if self.by is None:
@@ -288,7 +289,7 @@ class Stream(RowFeed):
         return column[start - bounds[blocks[0]] : stop - bounds[blocks[0]]]
 
     def facts(self) -> dict[str, Any]:
-        """Shapes and dtypes of the columns, which an export needs."""
+        """Shapes and dtypes of the columns, which an export needs; rows of each split."""
         return self._facts
 
 
