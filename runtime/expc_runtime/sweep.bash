@@ -28,20 +28,21 @@ plan() { runs; record end; }  # a plan without its end was cut short
 
 usage() {
   cat <<USAGE
-usage: $0 [--list | --status] [--only RUN-GLOB] [--jobs N] [--smoke]
+usage: $0 [--list | --status] [--only RUN-GLOB] [--jobs N] [--smoke | --no-smoke]
   (nothing)         run whatever is not proved done
   --list            print the commands, run nothing
   --status          print the table, run nothing
   --only RUN-GLOB   only runs whose name matches
   --jobs N          N runs at a time (or JOBS=N)
   --smoke           two updates of each, in a folder of their own: does it run at all?
+  --no-smoke        do not begin with two updates of every module that has never run
 environment: PYTHON, JOBS, EXPC_LAUNCHER=0 (no fork launcher), EXPC_GRACE (seconds from TERM to KILL),
              OMP_NUM_THREADS (a run's threads; its share of the cores when not set)
 USAGE
 }
 
 sweep() {
-  local mode=clerk jobs=${JOBS:-1} root=runs/$experiment options=()
+  local mode=clerk jobs=${JOBS:-1} root=runs/$experiment options=() rehearse=1
   while (( $# )); do
     case $1 in
       --list) mode=list ;;
@@ -50,7 +51,8 @@ sweep() {
         (( $# > 1 )) || { echo "sweep: $1 takes a value" >&2; return 2; }
         if [[ $1 == --jobs ]]; then jobs=$2; else options+=(--only "$2"); fi
         shift ;;
-      --smoke) options+=(--smoke); root+=.smoke ;;
+      --smoke) options+=(--smoke); root+=.smoke rehearse='' ;;
+      --no-smoke) rehearse='' ;;
       --help | -h) usage; return 0 ;;
       *) usage >&2; return 2 ;;
     esac
@@ -66,7 +68,7 @@ sweep() {
     "${clerk[@]}" < <(plan)
     return
   fi
-  clerk+=(--jobs "$jobs" --grace "${EXPC_GRACE:-60}")
+  clerk+=(--jobs "$jobs" --grace "${EXPC_GRACE:-60}" ${rehearse:+--rehearse})
   serve
 }
 
@@ -84,8 +86,11 @@ serve() {
   }
   printf 'process %s on %s since %(%F %T)T\n' "$$" "$HOSTNAME" -1 >"$root/.lock"
 
-  # Two passes over the plan to run it, one for the table.
-  coproc CLERK { trap '' INT TERM HUP; exec "${clerk[@]}" 3>&"$console" 4< <(plan) 5< <(plan) 6< <(plan); }
+  # One pass over the plan for the smoke runs, two to run it, one for the table.
+  coproc CLERK {
+    trap '' INT TERM HUP
+    exec "${clerk[@]}" 3>&"$console" 4< <(plan) 5< <(plan) 6< <(plan) 7< <(plan)
+  }
   # shellcheck disable=SC2153  # coproc sets it
   from=${CLERK[0]} to=${CLERK[1]} clerk_pid=$CLERK_PID
   trap : PIPE

@@ -5,6 +5,7 @@ sources; that script owns the processes and runs this module for the rest. Stand
 """
 
 import argparse
+import fcntl
 import fnmatch
 import os
 import select
@@ -21,7 +22,7 @@ from typing import BinaryIO, NamedTuple
 from expc_runtime.errors import DiskFull, Locked, MissingInput, StageError, failure_of, known
 from expc_runtime.state.claim import clear_smoke, hold
 from expc_runtime.state.files import append_line, write_env
-from expc_runtime.state.plan import Layout, Task, proof, tasks
+from expc_runtime.state.plan import Layout, Task, cover, proof, tasks
 from expc_runtime.state.process import alive, process_start
 from expc_runtime.state.records import Result, State, Status, read_result, read_status, write_status
 from expc_runtime.state.table import duration, table, tally
@@ -31,7 +32,7 @@ __all__ = ["Clerk", "main"]
 _TICK = 2.0  # seconds between two writes of status.env
 _AHEAD = 256  # stages that may wait for others before the plan is read on
 _DEATH = 1.0  # seconds that a run may outlive the launcher's client, killed in its place
-_CONSOLE, _PLANS = 3, (4, 5, 6)  # descriptors that sweep.bash opens for the clerk
+_CONSOLE, _PLANS = 3, (4, 5, 6, 7)  # descriptors that sweep.bash opens for the clerk
 _STOPPED = frozenset({75, 129, 130, 137, 143})  # exit codes of a stage that was asked to stop
 _EXIT = {"INT": 130, "TERM": 143, "HUP": 129}
 _GOOD = frozenset({"done", "smoke"})  # dependants may run
@@ -103,12 +104,15 @@ class Pace:
 
 
 class Console:
-    """Lines for a person on ``fd``, copied to a log; below them a bar if ``fd`` is a terminal."""
+    """Lines for a person on ``fd``, copied to a log; below them a bar if ``fd`` is a terminal.
 
-    def __init__(self, fd: int, log: Path) -> None:
-        self._fd = fd
+    A quiet one writes the log alone.
+    """
+
+    def __init__(self, fd: int, log: Path, *, quiet: bool = False) -> None:
+        self._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC) if quiet else fd
         self._log = log
-        self._terminal = os.isatty(fd)
+        self._terminal = os.isatty(self._fd)
         self._bar = 0
 
     def line(self, text: str) -> None:
@@ -132,31 +136,31 @@ class Clerk:
 
     Args:
         layout: where modules and runs lie.
-        plan: opens the plan anew: once to take stock, once to run it, once for the table.
+        stages: gives the stages anew: once to take stock, once to run them, once for the table.
         send: takes one command for sweep.bash.
+        quit: is called with the exit code when all is settled.
         console: where a person reads.
         jobs: stages that run at the same time.
-        only: glob over run names; others are neither run nor counted.
         grace: seconds from TERM to KILL when the shell of the sweep has been killed.
     """
 
     def __init__(
         self,
         layout: Layout,
-        plan: Callable[[], BinaryIO],
+        stages: Callable[[], Iterator[Task]],
         *,
         send: Callable[[bytes], None],
+        quit: Callable[[int], None],
         console: Console,
         jobs: int,
-        only: str = "*",
         grace: float = 60.0,
     ) -> None:
         self._layout = layout
-        self._plan = plan
+        self._stages = stages
         self._send = send
+        self._leave = quit
         self._console = console
         self._jobs = jobs
-        self._only = only
         self._grace = grace
         self._root = layout.root
         self._pace = Pace()
@@ -171,21 +175,18 @@ class Clerk:
         self._stopping = ""
         self._code: int | None = None  # exit code of the attempt that ended last
         self._began = time.monotonic()
-        self.over = False  # quit has been sent
 
     def start(self) -> None:
         """Take stock of the plan and start what there are slots for.
 
         Raises:
-            MissingInput: the plan cannot be read to its end, or nothing of it is selected.
+            MissingInput: the plan cannot be read to its end.
         """
         self._take_stock()
-        if not self._stock.stages:
-            raise MissingInput(f"no run of {self._layout.experiment} matches {self._only}")
         self._line("Sweep", f"{self._layout.experiment}: {self._stock}")
         if self._stock.left > 1:
             self._send(b"launcher\n")
-        self._tasks = self._selected()
+        self._tasks = self._stages()
         self._fill()
 
     def obey(self, line: str) -> None:
@@ -255,19 +256,10 @@ class Clerk:
     def _alive(self) -> bool:
         return any(a.pid and alive(a.pid, a.process) for a in self._running.values())
 
-    def _selected(self) -> Iterator[Task]:
-        """The tasks of the selected runs, which are counted from 1 among themselves."""
-        number = last = 0
-        for task in tasks(self._plan(), self._layout):
-            if fnmatch.fnmatchcase(task.run, self._only):
-                number += task.index != last
-                last = task.index
-                yield task if number == last else replace(task, index=number)
-
     def _take_stock(self) -> None:
         stock, run = self._stock, 0
         expected: set[str] = set()
-        for task in self._selected():
+        for task in self._stages():
             stock.runs += task.index != run
             run = task.index
             stock.stages += 1
@@ -555,12 +547,22 @@ class Clerk:
         code = _EXIT[self._stopping] if self._stopping else int(bad)
         state = "interrupted" if self._stopping else "failed" if bad else "done"
         write_env(self._root / "status.env", self._env(state))
-        self._console.line("\n" + table(self._selected(), self._root))
+        self._console.line("\n" + table(self._stages(), self._root))
         counts = tally(self._counts)
         took = duration(time.monotonic() - self._began)
         self._line("End", f"{counts or 'nothing ran'} in {took}: {self._root}")
-        self._send(f"quit {code}\n".encode())
-        self.over = True
+        self._leave(code)
+
+    @property
+    def failed(self) -> list[Task]:
+        """Stages that failed, not those that wait for them."""
+        seen = (task for task in self._stages() if task.key in self._ends)
+        return [task for task in seen if self._ends[task.key].state == "failed"]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has asked it to end."""
+        return bool(self._stopping)
 
 
 def _state(result: Result) -> str:
@@ -603,22 +605,130 @@ def _status(layout: Layout, plan: BinaryIO, only: str) -> int:
     return 0
 
 
+class _Sweep:
+    """A sweep from its beginning to its exit code: a smoke run of what has never run, then the runs."""
+
+    def __init__(self, layout: Layout, args: argparse.Namespace) -> None:
+        self._layout = layout
+        self._args = args
+        self._plans = iter(_PLANS)
+        self._launcher = False
+        self._console = Console(_CONSOLE, layout.root / "sweep.log")
+        self._clerk: Clerk | None = None
+        self._smoke: BinaryIO | None = None  # holds the folder of the smoke runs
+        self.over = False
+
+    @property
+    def clerk(self) -> Clerk:
+        assert self._clerk is not None
+        return self._clerk
+
+    def start(self) -> None:
+        """Begin; raises as `Clerk.start` does."""
+        picked = self._unproved() if self._args.rehearse else []
+        if picked:
+            self._rehearse(picked)
+        else:
+            self._run()
+
+    def _selected(self, layout: Layout) -> Iterator[Task]:
+        """The tasks of the selected runs, which are counted from 1 among themselves.
+
+        Raises MissingInput if there is none.
+        """
+        number = last = 0
+        with open(next(self._plans), "rb") as plan:
+            for task in tasks(plan, layout):
+                if fnmatch.fnmatchcase(task.run, self._args.only):
+                    number += task.index != last
+                    last = task.index
+                    yield task if number == last else replace(task, index=number)
+        if not number:
+            raise MissingInput(f"no run of {layout.experiment} matches {self._args.only}")
+
+    def _unproved(self) -> list[Task]:
+        return cover(self._selected(self._layout.smoked()), self._layout)
+
+    def _rehearse(self, picked: list[Task]) -> None:
+        root = self._layout.smoked().root
+        root.mkdir(parents=True, exist_ok=True)
+        self._smoke = (root / ".lock").open("ab")
+        try:
+            fcntl.flock(self._smoke, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Locked(f"{root} is in use by another sweep") from None
+        began, modules = time.monotonic(), len({task.argv[1] for task in picked})
+
+        def quit(code: int) -> None:
+            clerk = self.clerk
+            if clerk.stopping:
+                self._quit(code)
+            elif clerk.failed:
+                self._refuse(clerk.failed, root)
+            else:
+                took = duration(time.monotonic() - began)
+                named = "1 module" if modules == 1 else f"{modules} modules"
+                self._say(f"Smoke   {named} ran two updates, {took}")
+                self._run()
+
+        quiet = Console(_CONSOLE, root / "sweep.log", quiet=True)
+        self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet)
+
+    def _refuse(self, failed: list[Task], root: Path) -> None:
+        """A stage can't train two batches: say why, and start nothing."""
+        for task in failed:
+            status = read_status(root / task.name) or Status()
+            source = f"\n    from {status.source}" if status.source else ""
+            self._say(f"Smoke   {task.argv[1]}: {status.label}: {status.reason}{source}")
+            self._console.line(f"    {root / task.name}")
+        self._say("End     nothing was started; --no-smoke runs it all the same")
+        self._quit(1)
+
+    def _say(self, text: str) -> None:
+        self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + text)
+
+    def _run(self) -> None:
+        if self._smoke is not None:
+            self._smoke.close()
+        self._begin(self._layout, lambda: self._selected(self._layout), self._quit, self._console)
+
+    def _begin(
+        self,
+        layout: Layout,
+        stages: Callable[[], Iterator[Task]],
+        quit: Callable[[int], None],
+        console: Console,
+    ) -> None:
+        self._clerk = Clerk(
+            layout,
+            stages,
+            send=self._send,
+            quit=quit,
+            console=console,
+            jobs=self._args.jobs,
+            grace=self._args.grace,
+        )
+        self._clerk.start()
+
+    def _send(self, command: bytes) -> None:
+        if command == b"launcher\n":
+            if self._launcher:
+                return
+            self._launcher = True
+        _send(command)
+
+    def _quit(self, code: int) -> None:
+        self._send(f"quit {code}\n".encode())
+        self.over = True
+
+
 def _serve(layout: Layout, args: argparse.Namespace) -> int:
     """Be the clerk of sweep.bash until it goes away."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the writers of the plan are our children
-    plans = iter(_PLANS)
-    clerk = Clerk(
-        layout,
-        lambda: open(next(plans), "rb"),  # noqa: SIM115 -- read to its end, then dropped
-        send=_send,
-        console=Console(_CONSOLE, layout.root / "sweep.log"),
-        jobs=args.jobs,
-        only=args.only,
-        grace=args.grace,
-    )
+    sweep = _Sweep(layout, args)
     try:
-        clerk.start()
-        _listen(clerk)
+        sweep.start()
+        _listen(sweep)
     except MissingInput as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
@@ -629,27 +739,27 @@ def _serve(layout: Layout, args: argparse.Namespace) -> int:
     return 0
 
 
-def _listen(clerk: Clerk) -> None:
+def _listen(sweep: _Sweep) -> None:
     """Pass on what the shell says until the sweep is over, or the shell is gone."""
     shell, rest = os.getppid(), b""
-    while not clerk.over:
-        ready = select.select([0, *clerk.watched()], [], [], _TICK)[0]
+    while not sweep.over:
+        ready = select.select([0, *sweep.clerk.watched()], [], [], _TICK)[0]
         for watch in ready:
             if watch != 0:
-                clerk.look(watch)
+                sweep.clerk.look(watch)
         if 0 in ready:
             words = os.read(0, 1 << 16)
             if not words:
                 break
             *lines, rest = (rest + words).split(b"\n")
             for line in lines:
-                clerk.obey(line.decode())
+                sweep.clerk.obey(line.decode())
         elif not ready and os.getppid() != shell:
             break
         elif not ready:
-            clerk.refresh()
-    if not clerk.over:
-        clerk.orphaned()
+            sweep.clerk.refresh()
+    if not sweep.over:
+        sweep.clerk.orphaned()
 
 
 def _send(command: bytes) -> None:
@@ -671,6 +781,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("python")
     parser.add_argument("--only", default="*")
     parser.add_argument("--smoke", action="store_true")
+    parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--grace", type=float, default=60.0)
     args = parser.parse_args(words)

@@ -34,7 +34,7 @@ LAYERS: list[set[str]] = [
     {"plan", "lint"},
     {"emit"},
     {"build"},
-    {"schema", "runs", "standing", "profiling", "testing"},
+    {"dry", "schema", "runs", "standing", "profiling", "testing"},
     {"cli"},
     {"__main__"},
 ]

@@ -154,9 +154,13 @@ class Project:
     def plan(self, *lines: str) -> None:
         (self.folder / "sweep.sh").write_text(SWEEP % "\n".join(f"  {line}" for line in lines))
 
+    rehearsed = False
+    """Whether sweeps begin with a smoke run of what has never run."""
+
     def start(self, *args: str, **env: str) -> "subprocess.Popen[str]":
+        words = args if self.rehearsed else ("--no-smoke", *args)
         process = subprocess.Popen(
-            ["bash", str(self.folder / "sweep.sh"), *args],
+            ["bash", str(self.folder / "sweep.sh"), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

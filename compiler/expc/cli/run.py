@@ -16,8 +16,13 @@ import click
 @click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time; 1 if not given."
 )
-@click.option("--smoke", is_flag=True, help="Two updates of each run, in a folder of their own.")
-def command(what: Path, only: str | None, jobs: int | None, smoke: bool) -> int:
+@click.option(
+    "--smoke/--no-smoke",
+    default=None,
+    help="Two updates of each run, in a folder of their own; or none of any. If neither is said, every module that has "
+    "never run makes two updates before the first run starts.",
+)
+def command(what: Path, only: str | None, jobs: int | None, smoke: bool | None) -> int:
     """Run the sweep of a generated FOLDER, or compile SPEC and run that.
 
     This is FOLDER/sweep.sh and nothing else; the command is printed. What a result.json proves
@@ -31,7 +36,7 @@ def command(what: Path, only: str | None, jobs: int | None, smoke: bool) -> int:
         return 1
     words = ["--only", only] if only else []
     words += ["--jobs", str(jobs)] if jobs else []
-    words += ["--smoke"] if smoke else []
+    words += [] if smoke is None else ["--smoke" if smoke else "--no-smoke"]
     return _become([str(folder / "sweep.sh"), *words])
 
 

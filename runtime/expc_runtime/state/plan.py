@@ -1,7 +1,8 @@
 """The plan of a sweep: from the words that sweep.sh prints to stage instances, one at a time."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,7 +11,7 @@ from expc_runtime.state.identity import SMOKE, identity, resolve, run_name
 from expc_runtime.state.program import Declared, read_program
 from expc_runtime.state.records import Result, read_result
 
-__all__ = ["Layout", "Task", "proof", "tasks"]
+__all__ = ["Layout", "Task", "cover", "proof", "tasks"]
 
 _CHUNK = 1 << 14
 
@@ -29,6 +30,10 @@ class Layout:
         """Folder of the runs; smoke runs have their own, so that they never touch a real one."""
         return Path("runs") / (f"{self.experiment}{SMOKE}" if self.smoke else self.experiment)
 
+    def smoked(self) -> "Layout":
+        """The same modules, as a smoke sweep runs them."""
+        return replace(self, smoke=True)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -41,6 +46,7 @@ class Task:
     stage: str
     argv: tuple[str, ...] = ()
     key: str = ""
+    program: str = ""  # of its module
     after: tuple[str, ...] = ()  # stages of this run that come first
     parents: tuple[str, ...] = ()  # their keys
     skip: str = ""  # why it is not to run at all
@@ -107,10 +113,56 @@ def _stage(
         start.stage,
         argv=(layout.python, module, *flags, "--out", f"{layout.root}/{start.name}"),
         key=identity(declared.program, declared.values(flags), keys),
+        program=declared.program,
         after=after,
         parents=tuple(keys.values()),
         skip=f"{skipped} is skipped" if skipped else "",
     )
+
+
+def cover(stages: Iterable[Task], layout: Layout) -> list[Task]:
+    """A few runs with every module that has no result yet, each with the stages before it.
+
+    ``stages`` are the tasks of a smoke sweep, and ``layout`` is that of the real one. A module has a result where its
+    very program left one: in a real run of the plan, or in any smoke run. The fewest runs are taken greedily:
+    first the one with the most modules that are still missing. Memory grows with the number of
+    modules, not of runs.
+    """
+    smoked = layout.smoked().root.glob("*/*/result.json")
+    proved = {r.program for path in smoked if (r := read_result(path.parent)) is not None}
+    kinds: dict[tuple[str, ...], list[Task]] = {}
+    for run in _runs(stages):
+        live = [task for task in run if not task.skip]
+        for task in live:
+            if task.program not in proved and _has_run(task, layout):
+                proved.add(task.program)
+        kinds.setdefault(tuple(task.argv[1] for task in live), live)
+    missing = {task.program for run in kinds.values() for task in run} - proved
+    picked: list[Task] = []
+    while missing:
+        best = max(kinds.values(), key=lambda run: len(missing & {task.program for task in run}))
+        picked += _with_ancestors(best, missing)
+        missing -= {task.program for task in best}
+    return picked
+
+
+def _runs(stages: Iterable[Task]) -> Iterator[list[Task]]:
+    """The stages of a run at a time."""
+    for _, run in itertools.groupby(stages, key=lambda task: task.index):
+        yield list(run)
+
+
+def _has_run(task: Task, layout: Layout) -> bool:
+    result = read_result(resolve(layout.root / task.name))
+    return result is not None and result.program == task.program
+
+
+def _with_ancestors(run: Sequence[Task], missing: set[str]) -> list[Task]:
+    wanted: set[str] = set()
+    for task in reversed(run):
+        if task.stage in wanted or task.program in missing:
+            wanted |= {task.stage, *task.after}
+    return [task for task in run if task.stage in wanted]
 
 
 def proof(folder: Path, key: str) -> Result | None:
