@@ -258,3 +258,23 @@ def test_what_passes_is_said_to_pass(bound: float, floor: float) -> None:
         assert (too_near(word, bound, floor) == "passes the gate") is (
             bound >= floor > 0 or bound > floor
         )
+
+
+def test_the_shipped_facts_of_the_games_are_those_of_their_source() -> None:
+    """908 games of 96,648 plies with 66.6 legal moves each, counted when the games were made."""
+    facts = read(ROOT / "specs" / "maou_as_reported.facts.json")
+    assert facts is not None
+    stages = {each.stage: each for each in facts.stages}
+    legal, last = stages["legal"], stages["policy_value"]
+    assert (legal.rows, legal.splits["train"].groups) == (96_648, {"game": 908})
+    labels, shares = legal.columns["legal"].labels, legal.columns["legal"].shares
+    assert labels is not None and shares is not None
+    assert labels.mean == pytest.approx(66.6, abs=0.05)
+    assert shares.mean == pytest.approx(labels.mean / 1496, rel=1e-5)
+    assert last.splits["val"].shared["game"] > 0  # a split by rows, as was reported
+    reachable = stages["reachable"]
+    assert reachable.rows == reachable.distinct == 1105
+    known = reachable.columns["reachable"].shares
+    assert known is not None and known.mean == pytest.approx(0.0979, abs=5e-5)
+    (accuracy,) = (floor for floor in reachable.floors if floor.figure == "accuracy")
+    assert accuracy.values["train"] == pytest.approx(0.9021, abs=5e-5)
