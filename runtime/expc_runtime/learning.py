@@ -89,17 +89,20 @@ def pulls(module: Module, batch: Batch) -> dict[str, float]:
     """Norm of the gradient of each loss term at the parameters that several reach, weights included.
 
     Of a module with one optimizer; else, or if fewer than two terms share a parameter, there is
-    nothing to compare: empty. One backward pass for each term, in float32, that leaves no trace.
+    nothing to compare: empty. One backward pass for each term, which leaves no trace. In the run's
+    precision, so that it takes no more memory than an update; but float16 has no room for a gradient
+    that is not scaled.
     """
     if len(module.drive_names()) != 1:
         return {}
     totals: list[Tensor] = []
     records = _Attached()
+    half = module.half_dtype is not torch.float16
     with (
         torch.enable_grad(),
         aside(module),
         module.eager(),
-        module.rehearsal(half=False, totals=lambda named: totals.append(named[1]), into=records),
+        module.rehearsal(half, totals=lambda named: totals.append(named[1]), into=records),
     ):
         module.update(batch)
         return _norms(module, totals[0], records.given) if len(totals) == 1 else {}

@@ -33,6 +33,7 @@ from expc_runtime import fit as fit_module
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Updates
 from expc_runtime.envs.pinpad import PinPad, paint_unit
+from expc_runtime.errors import BadValue
 from expc_runtime.export import load
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.fit import fit
@@ -333,6 +334,23 @@ def updates(made: Replay, cfg: Config) -> Iterator[tuple[int, Batch]]:
 def test_a_replay_is_a_feed() -> None:
     feed: TrainingFeed = replay(Config())
     assert {"mode", "nothing", "chance"} <= set(dir(feed))
+
+
+def test_a_sample_of_what_was_played_changes_nothing(tmp_path: Path) -> None:
+    cfg = Config(env_steps=200, length=9)
+    made, _ = attached(tmp_path, cfg)
+    list(updates(made, cfg))
+    before = made.state_dict()
+    frames = 3 * cfg.batch * cfg.length
+    first, again = (list(made.sample("train", frames)) for _ in range(2))
+    assert [tuple(batch[0].shape[:2]) for batch in first] == [(cfg.batch, cfg.length)] * 3
+    for one, other in zip(tree_leaves(first), tree_leaves(again), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(first[0][0], first[1][0])
+    after = made.state_dict() | {"needed": before["needed"]}  # grows with every save
+    assert json.dumps(after, default=repr) == json.dumps(before, default=repr)
+    with pytest.raises(BadValue, match="a replay has no rows of val"):
+        made.sample("val", frames)
 
 
 def test_batches_are_what_the_environment_shows_when_it_is_played_again(tmp_path: Path) -> None:
