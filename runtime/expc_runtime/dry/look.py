@@ -244,26 +244,31 @@ class Look:
     # One batch.
 
     def _train(self, module: Module, batch: Batch) -> dict[str, int]:
-        """An update in each precision; the bytes that each keeps for backward."""
-        kept: dict[str, int] = {}
-        for precision, half in HALF.items():
-            first = not kept
-            kept[precision] = self._update(module, batch, half, step=first)
-        return kept
+        """An update, and one more under autocast; the bytes that each precision keeps for backward."""
+        whole = self._update(module, batch, step=True)
+        half = self._update(module, batch, half=torch.bfloat16)  # float16 is as wide
+        return {p: whole if dtype is None else half for p, dtype in HALF.items()}
 
     def _update(
-        self, module: Module, batch: Batch, half: torch.dtype | None, *, step: bool = False
+        self,
+        module: Module,
+        batch: Batch,
+        *,
+        half: torch.dtype | None = None,
+        step: bool = False,
     ) -> int:
-        beside = [*module.parameters(), *module.buffers(), *batch]
-        count = Kept(beside)
+        """Drive one update; with ``step`` the optimizers move, which makes their state."""
+        count = Kept([*module.parameters(), *module.buffers(), *batch])
 
         def take(named: tuple[str, Tensor]) -> None:
             name, total = named
             drive = module.drive(name.removeprefix("total_"))
             if not total.requires_grad:
                 raise ValueError("the loss depends on nothing that is trained")
-            with torch.autocast("cpu", enabled=False):
-                total.backward()  # type: ignore[no-untyped-call]
+            count.restart()
+            if half is not None:
+                return  # gradients were looked at without it
+            total.backward()  # type: ignore[no-untyped-call]
             grads = [
                 p for g in drive.optimizer.param_groups for p in g["params"] if p.grad is not None
             ]
@@ -272,7 +277,6 @@ class Look:
             if step:
                 drive.optimizer.step()
             drive.drop()
-            count.restart()
 
         autocast = torch.autocast("cpu", half) if half is not None else nullcontext()
         module.train()
@@ -334,7 +338,7 @@ class Look:
         if n > 0 and self.rows:
             batch = self._batch(cfg, self.rows)
             if batch is not None:
-                self._update(module, batch, None)
+                self._update(module, batch)
 
     @contextmanager
     def _watching(self, module: Module, batch: Batch) -> Iterator[None]:

@@ -11,7 +11,7 @@ class CannotBeMade(DryRule):
     A net, a metric or an optimizer raises where it is constructed, a module can't be imported, or a file does not hold what
     the spec says. The stage would fail when it starts, which can be hours after the sweep did.
 
-    ```python mylab/nets.py
+    ```python lab.py
     from torch import Tensor, nn
 
 
@@ -31,13 +31,13 @@ class CannotBeMade(DryRule):
     ## Bad
     ```yaml
     model:
-      backbone: {use: "mylab.nets:Grouped", width: 30}
+      backbone: {use: "lab:Grouped", width: 30}
     ```
 
     ## Good
     ```yaml
     model:
-      backbone: {use: "mylab.nets:Grouped", width: 32}
+      backbone: {use: "lab:Grouped", width: 32}
     ```
     """
 
@@ -107,7 +107,7 @@ class UntrainedPart(DryRule):
 
     It would keep the values that it was made with, and the loss would fall all the same: the other parts learn around it.
 
-    ```python mylab/optim.py
+    ```python lab.py
     from collections.abc import Iterable
 
     from torch import Tensor
@@ -121,12 +121,12 @@ class UntrainedPart(DryRule):
 
     ## Bad
     ```yaml
-    optim: {use: "mylab.optim:Matrices", lr: 0.1, decay: all}
+    optim: {use: "lab:Matrices", lr: 0.1}
     ```
 
     ## Good
     ```yaml
-    optim: {use: "mylab.optim:Matrices", lr: 0.1, vectors: true, decay: all}
+    optim: {use: "lab:Matrices", lr: 0.1, vectors: true}
     ```
     """
 
@@ -139,7 +139,7 @@ class ShapesMisfit(DryRule):
     The next part and every head are made for `out_features` numbers a row, and a loss compares shapes. Batch norm can't train
     on one row: the last batch of an epoch may be that short.
 
-    ```python mylab/nets.py
+    ```python lab.py
     from torch import Tensor, nn
 
 
@@ -158,13 +158,13 @@ class ShapesMisfit(DryRule):
     ## Bad
     ```yaml
     model:
-      backbone: {use: "mylab.nets:Pooled", keep: true}
+      backbone: {use: "lab:Pooled", keep: true}
     ```
 
     ## Good
     ```yaml
     model:
-      backbone: {use: "mylab.nets:Pooled"}
+      backbone: {use: "lab:Pooled"}
     ```
     """
 
@@ -177,7 +177,7 @@ class LossMisfit(DryRule):
     Shapes must agree exactly, because broadcasting (N, 1) against (N,) trains something else in silence; and a sum of
     terms needs one number of each.
 
-    ```python mylab/losses.py
+    ```python lab.py
     from torch import Tensor
 
     from expc_runtime.ports import Prob
@@ -193,7 +193,7 @@ class LossMisfit(DryRule):
     heads:
       loop: {use: linear_head, out: 1}
     loss:
-      loop: {use: "mylab.losses:off_by", power: 4}
+      loop: {use: "lab:off_by", power: 4}
     metrics:
       brier: {use: brier, of: loop}
     ```
@@ -203,7 +203,7 @@ class LossMisfit(DryRule):
     heads:
       loop: {use: linear_head, out: 1}
     loss:
-      loop: {use: "mylab.losses:off_by", power: 2}
+      loop: {use: "lab:off_by", power: 2}
     metrics:
       brier: {use: brier, of: loop}
     ```
