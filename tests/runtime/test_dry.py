@@ -48,7 +48,7 @@ def asked(module: str, columns: list[dict[str, Any]], **more: Any) -> dict[str, 
     return sizes
 
 
-DIGITS = [
+DIGITS: list[dict[str, Any]] = [
     {"name": "image", "shape": [1, 8, 8], "dtype": "float32"},
     {"name": "digit", "shape": [], "dtype": "int64"},
     {"name": "loop", "shape": [], "dtype": "float32"},
@@ -77,9 +77,10 @@ def real_step(module: Module, batch: tuple[Tensor, ...], half: Any) -> int:
 
     def step(named: tuple[str, Tensor]) -> None:
         most[0] = max(most[0], sum(saved.bytes.values()))
-        saved.bytes.clear(), saved.alive.clear()
+        saved.bytes.clear()
+        saved.alive.clear()
         with torch.autocast("cpu", enabled=False):
-            named[1].backward()
+            named[1].backward()  # type: ignore[no-untyped-call]
         drive = module.drive(named[0].removeprefix("total_"))
         drive.optimizer.step()
         drive.drop()
@@ -126,8 +127,8 @@ def test_weights_and_the_optimizer_s_state_are_counted_exactly() -> None:
 
 
 def test_a_world_keeps_the_graph_of_one_optimizer_at_a_time() -> None:
-    shapes = {"image": [6, 64, 64, 3], "action": [6, 5]}
-    columns = [
+    shapes: dict[str, list[int]] = {"image": [6, 64, 64, 3], "action": [6, 5]}
+    columns: list[dict[str, Any]] = [
         {
             "name": name,
             "shape": shapes.get(name, [6]),

@@ -353,6 +353,11 @@ class Look:
                 module.get_submodule(head).register_forward_hook(self._gave(head))
                 for head in self.asked["heads"]
             ),
+            *(
+                part.register_forward_pre_hook(_multiplies)
+                for part in module.modules()
+                if isinstance(part, nn.Linear)
+            ),
         ]
         columns = [column["name"] for column in self.asked["columns"]]
         self.gave |= {
@@ -459,6 +464,13 @@ def _faked(module: Module) -> Module:
 def _class(python: ModuleType, base: type) -> Any:
     own = [c for c in vars(python).values() if isinstance(c, type) and issubclass(c, base)]
     return next(c for c in own if c.__module__ == python.__name__)
+
+
+def _multiplies(part: nn.Module, given: tuple[Any, ...]) -> None:
+    """Without values torch multiplies whole numbers with floats; with them it refuses."""
+    if isinstance(given[0], Tensor) and not given[0].is_floating_point():
+        kind = str(given[0].dtype).removeprefix("torch.")
+        raise ValueError(f"a Linear multiplies float32, and is given {kind}")
 
 
 def _promised(part: str) -> Callable[[nn.Module, Any, Any], None]:
