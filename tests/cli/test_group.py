@@ -16,7 +16,19 @@ from expc.cli import COMMANDS, main
 from expc.findings import Finding, Span, SpecError
 
 NAMES = (
-    *("new", "lint", "profile", "show", "schema", "rule", "compile", "check", "plan", "where", "own"),
+    *(
+        "new",
+        "lint",
+        "profile",
+        "show",
+        "schema",
+        "rule",
+        "compile",
+        "check",
+        "plan",
+        "where",
+        "own",
+    ),
     *("run", "status", "export", "clean"),
 )
 

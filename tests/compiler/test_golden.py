@@ -115,7 +115,10 @@ def _parents(case: str, stage: Path, loaded: Any, golden: Golden) -> None:
     """What a stage starts from: the stage before it, trained."""
     text = Path(loaded.__file__).read_text(encoding="utf-8")
     for name in dict.fromkeys(re.findall(r'"stage:(\w+)', text)):
-        before = golden.load(f"{case}/expected/{name}.py")
+        variant = Path(loaded.__file__).stem.partition("_")[2]
+        file = f"{name}_{variant}.py"
+        shared = not (GOLDEN / case / "expected" / file).exists()
+        before = golden.load(f"{case}/expected/{f'{name}.py' if shared else file}")
         _parents(case, stage, before, golden)
         out = str(stage.parent / name)
         assert before.main(before.Config(out=out, device="cpu", seed=0)) == 0

@@ -35,8 +35,16 @@ MODULES = [
     "own_loss/expected/fit_line.py",
     "yes_no/expected/tell_none.py",
 ]
-# Worlds have their plain transcription in benchmarks/, and tests/runtime holds every term to it.
-WORLDS = ["worlds/expected/train_rssm.py", "worlds/expected/train_vta_kl_rate.py"]
+# Worlds and nets over boards have their plain transcriptions in benchmarks/ and tests/runtime, which hold every term to them.
+PLAIN_ELSEWHERE = [
+    "worlds/expected/train_rssm.py",
+    "worlds/expected/train_vta_kl_rate.py",
+    "boards/expected/squares_resnet.py",
+    "boards/expected/squares_mlp_mixer.py",
+    "boards/expected/squares_planes_vit.py",
+    "boards/expected/squares_vit.py",
+    "handed_on/expected/first.py",
+]
 
 
 class _Enough(BaseException):
@@ -70,7 +78,7 @@ def first_losses(
     return totals
 
 
-@pytest.mark.parametrize("module", [*MODULES, *WORLDS])
+@pytest.mark.parametrize("module", [*MODULES, *PLAIN_ELSEWHERE])
 def test_first_losses_are_what_they_were(
     module: str,
     golden: Golden,
