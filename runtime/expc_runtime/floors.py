@@ -7,10 +7,12 @@ metric is its best value over the candidates.
 
 On the column it was built from, the first candidate is the best constant there is for every
 proper loss without extra weights (cross-entropy, KL, BCE, squared error), and some candidate is
-for the accuracy of hard targets. Of labels that are many at once there are more candidates: the k
-most frequent labels, for a ladder of k, so that the floor of sample F1 is that of the best constant
-set. For the others a floor is the value of one constant that a model must beat too; a better one may
-exist.
+for the accuracy of hard targets. Of labels that are many at once there are up to two more
+candidates: of the sets of the k most frequent labels, for a ladder of k, the one with the best F1
+of a row, and the one with the best F1 over all rows. For the others a floor is the value of one
+constant that a model must beat too; a better one may exist.
+
+Few candidates matter: each costs a pass over what is measured, before training begins.
 
 Errors: ValueError for an empty column, a shape that is not the one described, or an id that is no
 class.
@@ -26,7 +28,8 @@ from expc_runtime.data.packed import Column
 __all__ = ["class_logits", "class_probs", "logits", "probs", "real"]
 
 _SURE = 20.0  # a logit that is as good as certain, and finite in every loss and dtype
-_NUMBERS = 2**24  # read at a time: a float64 copy of a whole column may not fit
+_NUMBERS = 2**20  # read at a time: what a cache holds, and no dense copy of a whole column
+_YES = 0.5  # a target from here on means yes, as `expc_runtime.metrics` reads it
 _LADDER = (0.125, 0.25, 0.375, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4, 2.0)
 """Sizes of the sets of most frequent labels, over the mean number of labels of a row. The best for
 sample F1 is a little below that mean (0.70 of it for legal moves in shogi), and F1 is flat there."""
@@ -56,11 +59,11 @@ def class_probs(target: Column, *, classes: int) -> Tensor:
 def logits(target: Column) -> Tensor:
     """(K, ...) log odds for a target (N, ...) in [0, 1]: logit of the mean, all no, all yes, sets.
 
-    A set is yes to the most frequent labels and no to the others; there are none if a row has
-    one number, then K is 3.
+    A set is yes to the most frequent labels and no to the others. There are one or two, so K is 4
+    or 5; none if a row has one number, then K is 3.
     """
     mean = _mean(target)
-    answers = torch.stack([torch.zeros_like(mean), torch.ones_like(mean), *_sets(mean)])
+    answers = torch.stack([torch.zeros_like(mean), torch.ones_like(mean), *_sets(target, mean)])
     sure = (2 * answers - 1) * _SURE
     return torch.cat([mean.logit().clamp(-_SURE, _SURE)[None], sure]).float()
 
@@ -68,22 +71,46 @@ def logits(target: Column) -> Tensor:
 def probs(target: Column) -> Tensor:
     """(K, ...) probabilities for a target (N, ...) in [0, 1]: the mean, 0, 1, sets as in `logits`."""
     mean = _mean(target)
-    return torch.stack([mean, torch.zeros_like(mean), torch.ones_like(mean), *_sets(mean)]).float()
+    sets = _sets(target, mean)
+    return torch.stack([mean, torch.zeros_like(mean), torch.ones_like(mean), *sets]).float()
 
 
-def _sets(mean: Tensor) -> list[Tensor]:
-    """The k most frequent labels as 0 and 1, of the shape of ``mean``, smaller sets first."""
-    labels = mean.numel()
-    if labels < 2:
+def _sets(target: Column, mean: Tensor) -> list[Tensor]:
+    """The best sets for F1 as 0 and 1, of the shape of ``mean``, the smaller one first."""
+    ladder = _ladder(mean)
+    if not len(ladder):
         return []
+    return [ladder[place].view_as(mean) for place in _best_for_f1(target, ladder)]
+
+
+def _ladder(mean: Tensor) -> Tensor:
+    """The k most frequent labels as 0 and 1, (sets, labels), smaller sets first."""
+    labels = mean.numel()
     order = mean.flatten().argsort(descending=True, stable=True)
-    sizes = {round(float(mean.sum()) * share) for share in _LADDER}
-    sets = []
-    for size in sorted(size for size in sizes if 0 < size < labels):
-        chosen = torch.zeros_like(mean).flatten()
-        chosen[order[:size]] = 1
-        sets.append(chosen.view_as(mean))
-    return sets
+    wanted = {round(float(mean.sum()) * share) for share in _LADDER}
+    sizes = torch.tensor(sorted(size for size in wanted if 0 < size < labels), dtype=torch.int64)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(labels, device=order.device)
+    return (places < sizes.to(order.device)[:, None]).to(mean.dtype)
+
+
+def _best_for_f1(target: Column, sets: Tensor) -> list[int]:
+    """Which sets have the best mean F1 of a row, and the best F1 over all rows; each once.
+
+    F1 is 2 TP / (labels of the set + labels of the row); both come of one matrix product.
+    """
+    sizes = sets.sum(1)
+    by_row, pooled = torch.zeros_like(sizes), torch.zeros_like(sizes)
+    labels = torch.zeros_like(sizes[0])
+    counted = torch.cat([sets, torch.ones_like(sets[:1])]).float().T
+    for rows in _slices(target):
+        hits = ((rows.flatten(1) >= _YES).float() @ counted).double()
+        found, held = hits[:, :-1], hits[:, -1:]
+        by_row += (2 * found / (held + sizes)).sum(0)
+        pooled += found.sum(0)
+        labels += held.sum()
+    pooled = 2 * pooled / (labels + len(target) * sizes)
+    return sorted({int(by_row.argmax()), int(pooled.argmax())})
 
 
 def real(target: Column) -> Tensor:

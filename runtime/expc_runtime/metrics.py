@@ -51,7 +51,7 @@ class _Mean(Metric):
         return self.total / self.count
 
     def _add(self, scores: Tensor) -> None:
-        self.total += scores.sum(dtype=torch.float64)
+        self.total += scores.sum(dtype=None if scores.dtype == torch.bool else torch.float64)
         self.count += scores.numel()
 
     def _add_rows(self, scores: Tensor, live: Tensor) -> None:
@@ -83,10 +83,7 @@ class _Said(_Mean):
         return (self.lowest == self.highest) & (self.count > 1)
 
     def _saw(self, said: Tensor) -> None:
-        if said.dtype == torch.bool:
-            low, high = said.all(), said.any()
-        else:
-            low, high = said.aminmax()
+        low, high = (_bytes(said) if said.dtype == torch.bool else said).aminmax()
         self.lowest = torch.minimum(self.lowest, low)
         self.highest = torch.maximum(self.highest, high)
 
@@ -161,7 +158,7 @@ class ExactMatch(_Said):
         """Add one batch; the first dimension counts the rows."""
         said, true = _answers("ExactMatch", pred, target, self.threshold)
         self._saw(said)
-        self._add(_by_row(said == true).all(-1))
+        self._add(_bytes(_by_row(said == true)).amin(-1) > 0)
 
 
 class SampleF1(_Said):
@@ -179,7 +176,8 @@ class SampleF1(_Said):
         said, true = _answers("SampleF1", pred, target, self.threshold)
         self._saw(said)
         said, true = _by_row(said), _by_row(true)
-        found, claimed, wanted = (m.sum(-1).float() for m in (said & true, said, true))
+        each = (said & true, said, true)
+        found, claimed, wanted = (_bytes(m).sum(-1, dtype=torch.float32) for m in each)
         precision, recall = found / (claimed + _EPS), found / (wanted + _EPS)
         f1 = 2 * precision * recall / (precision + recall + _EPS)
         self._add(torch.where(claimed + wanted == 0, 1.0, f1))
@@ -260,6 +258,11 @@ def _error(name: str, pred: Tensor, target: Tensor) -> Tensor:
 def _wide(numbers: Tensor) -> Tensor:
     """At least 32 bits: a threshold or a sum rounded to 16 would move the figure."""
     return numbers if numbers.dtype == torch.float64 else numbers.float()
+
+
+def _bytes(flags: Tensor) -> Tensor:
+    """Booleans as 0 and 1: on a CPU these are reduced 2 to 50 times as fast."""
+    return flags.view(torch.uint8)
 
 
 def _by_row(elements: Tensor) -> Tensor:

@@ -213,10 +213,26 @@ def test_the_floor_of_sample_f1_is_the_best_constant_set(seed: int, density: flo
         assert from_probs == pytest.approx(from_logits, abs=1e-6)
 
 
-def test_there_are_about_a_dozen_sets_and_none_for_one_number() -> None:
+@pytest.mark.parametrize("density", [0.005, 0.1, 0.4])
+def test_the_floor_of_f1_over_all_rows_is_the_best_constant_set(density: float) -> None:
+    target = labels(3, rows=400, classes=150, density=density)
+    true = target.numpy().astype(bool)
+    order = np.argsort(-true.mean(0), kind="stable")
+    hits, k = true[:, order].sum(0).cumsum(), np.arange(1, 151)
+    best = float((2 * hits / (true.sum() + 400 * k)).max())
+    found = []
+    for answer in floors.logits(Bits.pack(target)):
+        metric = metrics.F1(threshold=0.0)
+        metric.update(answer.expand_as(target), target)
+        found.append(float(metric.compute()))
+    assert best - 0.005 <= max(found) <= best + 1e-6
+
+
+def test_each_answer_costs_a_pass_so_there_are_at_most_two_sets() -> None:
     target = labels(0, rows=200, classes=1496, density=0.05)
-    assert 3 + 8 <= len(floors.logits(target)) <= 3 + 14
-    assert len(floors.logits(target[:, :1])) == len(floors.logits(target[:, 0])) == 3
+    for build in (floors.logits, floors.probs):
+        assert 3 + 1 <= len(build(target)) <= 3 + 2
+        assert len(build(target[:, :1])) == len(build(target[:, 0])) == 3
 
 
 def test_packed_columns_have_the_floors_of_dense_ones() -> None:
