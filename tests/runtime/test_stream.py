@@ -260,6 +260,26 @@ def test_floors_are_read_from_columns_that_are_not_held(monkeypatch: pytest.Monk
     torch.testing.assert_close(floors.real(bits), floors.real(whole_bits))
 
 
+def test_slices_of_a_column_read_each_block_once() -> None:
+    made = stream(source := Rows([50, 0, 31, 77]), columns=("row", "bits"), val=0.2)
+    held = Feed(source, columns=("row", "bits"), batch=7, val=0.2)
+    held.setup(CPU, 0)
+    for column, whole in zip(made.columns("train"), held.columns("train"), strict=True):
+        source.read.clear()
+        starts = range(0, len(column) + 9, 9)
+        assert all(torch.equal(column[at : at + 9], whole[at : at + 9]) for at in starts)
+        assert source.read == [0, 2, 3]
+        assert torch.equal(column[40:120], whole[40:120])
+        assert column[5:5].shape == whole[5:5].shape and column[5:5].dtype == whole.dtype
+
+
+def test_columns_are_on_the_device_of_the_training() -> None:
+    """Floors are answers that are held against batches there."""
+    made = stream(Rows([50, 31]))
+    made.setup(torch.device("meta"), 0)
+    assert [column[0:60].device.type for column in made.columns("train")] == ["meta", "meta"]
+
+
 @pytest.mark.parametrize(
     ("how", "match"), [({"window": 0}, "window=0"), ({"threads": -1}, "threads=-1")]
 )

@@ -6,6 +6,7 @@ from (seed, epoch) and the lengths alone, so the number of threads that read cha
 resumed run goes on in the middle.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -246,9 +247,7 @@ class Stream(RowFeed):
         """The columns of each window's rows, in the order of its blocks; the next is read meanwhile."""
 
         def block(number: int) -> list[Column]:
-            found = self.source.block(number, names)
-            rows = self._of(split, number) - self._starts[number]
-            return [taken(found[name], rows) for name in names]
+            return self._block(split, number, names)
 
         def gathered(parts: Sequence[list[Column]]) -> list[Column]:
             return [joined(column) for column in zip(*parts, strict=True)]
@@ -275,18 +274,11 @@ class Stream(RowFeed):
         """Columns that are read where a slice of them is asked for."""
         return tuple(cast(Tensor, _Whole(self, split, name)) for name in self.names)
 
-    def _slice(self, split: Split, name: str, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of a split, dense, of one column."""
-        bounds = self._bounds[split]
-        blocks = [
-            n for n, (a, b) in enumerate(pairwise(bounds)) if a < stop and b > start and a < b
-        ]
-        if not blocks:
-            number = next(n for n, (a, b) in enumerate(pairwise(bounds)) if a < b)
-            return self.source.block(number, [name])[name][:0]
-        window = _Window(tuple(blocks), bounds[blocks[-1] + 1] - bounds[blocks[0]], None)
-        ((column,),) = self._held(split, [window], [name])
-        return column[start - bounds[blocks[0]] : stop - bounds[blocks[0]]]
+    def _block(self, split: Split, number: int, names: Sequence[str]) -> list[Column]:
+        """Columns of the rows of a split that a block has."""
+        found = self.source.block(number, names)
+        rows = self._of(split, number) - self._starts[number]
+        return [taken(found[name], rows) for name in names]
 
     def facts(self) -> dict[str, Any]:
         """Shapes and dtypes of the columns, which an export needs; rows of each split."""
@@ -313,10 +305,15 @@ class _Read:
 
 
 class _Whole:
-    """A column of a split as `expc_runtime.floors` reads one: its shape, and slices of rows."""
+    """A column of a split as `expc_runtime.floors` reads one: its shape, and slices of rows.
+
+    The block that was read last is kept: slices in a row, smaller than blocks, read each once.
+    """
 
     def __init__(self, stream: Stream, split: Split, name: str) -> None:
         self._stream, self._split, self._name = stream, split, name
+        self._bounds = stream._bounds[split]
+        self._held: tuple[int, Column] | None = None
         known = stream.facts()["columns"][name]
         self.shape = torch.Size((len(stream.rows(split)), *known["shape"]))
         self.dtype: torch.dtype = getattr(torch, known["dtype"])
@@ -331,10 +328,27 @@ class _Whole:
         return self.dtype.is_floating_point
 
     def __getitem__(self, rows: slice) -> Tensor:
+        """Dense rows of a slice, on the device of the training."""
         start, stop, step = rows.indices(len(self))
         if step != 1:
             raise ValueError("rows are read in their order, one after the other")
-        return self._stream._slice(self._split, self._name, start, stop)
+        # With no row in it: the first row's block, for dtype and shape.
+        block = bisect_right(self._bounds, min(start, len(self) - 1)) - 1
+        parts: list[Tensor] = []
+        while not parts or self._bounds[block] < stop:
+            first, end = self._bounds[block], self._bounds[block + 1]
+            if first < end:
+                inside = slice(max(start - first, 0), max(min(stop, end) - first, 0))
+                parts.append(self._rows_of(block)[inside])
+            block += 1
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(self._stream._device)
+
+    def _rows_of(self, block: int) -> Column:
+        if self._held is None or self._held[0] != block:
+            self._held = None  # one block is held, not two
+            (column,) = self._stream._block(self._split, block, [self._name])
+            self._held = block, column
+        return self._held[1]
 
 
 def _sizes(rows: int, batch: int) -> list[int]:
