@@ -323,7 +323,7 @@ def test_a_stage_more_leaves_the_files_of_the_others(project: Project) -> None:
 def test_a_comment_changes_nothing_but_places(spec: Path, project: Project) -> None:
     for beside in spec.parent.glob("*.py"):
         project.write(beside.name, beside.read_text(encoding="utf-8"))
-    for base in spec.parent.glob("*_vta.yaml"):
+    for base in spec.parent.glob("*_*.yaml"):
         project.write(f"specs/{base.name}", base.read_text(encoding="utf-8"))
     if spec.parent.name == "specs":
         for own in (REPOSITORY / "mylab").glob("*.py"):

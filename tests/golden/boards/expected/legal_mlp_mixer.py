@@ -23,7 +23,7 @@ from expc_runtime.models import LinearHead, MLPMixer
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, decay_groups
 
-PROGRAM = "0da4115e3ba28e9a"  # names this program; a result carries it beside its values
+PROGRAM = "04cdcd8c088f66cf"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Config(Run):
     # model
     backbone_width: int = 16
     backbone_layers: int = 1
+    backbone_token_width: int = 16
+    backbone_channel_width: int = 16
     # heads
     legal_out: int = 1496
     # optim
@@ -54,7 +56,12 @@ class Legal(Module):
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
-        self.backbone = MLPMixer(width=cfg.backbone_width, layers=cfg.backbone_layers)
+        self.backbone = MLPMixer(
+            width=cfg.backbone_width,
+            layers=cfg.backbone_layers,
+            token_width=cfg.backbone_token_width,
+            channel_width=cfg.backbone_channel_width,
+        )
         self.legal_head = LinearHead(self.backbone.out_features, out=cfg.legal_out)
         self.f1 = SampleF1()
 

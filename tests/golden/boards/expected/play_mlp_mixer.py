@@ -23,7 +23,7 @@ from expc_runtime.models import LinearHead, MLPMixer
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, decay_groups
 
-PROGRAM = "3bc29c66d3c61677"  # names this program; a result carries it beside its values
+PROGRAM = "e4a3f2f009bc6e07"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Config(Run):
     # model
     backbone_width: int = 16
     backbone_layers: int = 1
+    backbone_token_width: int = 16
+    backbone_channel_width: int = 16
     # heads
     policy_out: int = 1496
     value_out: int = 1
@@ -54,7 +56,12 @@ class Play(Module):
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
-        self.backbone = MLPMixer(width=cfg.backbone_width, layers=cfg.backbone_layers)
+        self.backbone = MLPMixer(
+            width=cfg.backbone_width,
+            layers=cfg.backbone_layers,
+            token_width=cfg.backbone_token_width,
+            channel_width=cfg.backbone_channel_width,
+        )
         self.policy_head = LinearHead(self.backbone.out_features, out=cfg.policy_out)
         self.value_head = LinearHead(self.backbone.out_features, out=cfg.value_out)
         self.brier = Brier()

@@ -23,7 +23,7 @@ from expc_runtime.models import LinearHead, MLPMixer
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, decay_groups
 
-PROGRAM = "99eda1be6717196c"  # names this program; a result carries it beside its values
+PROGRAM = "ed2184b15cdd7ffd"  # names this program; a result carries it beside its values
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Config(Run):
     # model
     backbone_width: int = 16
     backbone_layers: int = 1
+    backbone_token_width: int = 16
+    backbone_channel_width: int = 16
     # heads
     reachable_out: int = 81
     # optim
@@ -50,7 +52,12 @@ class Squares(Module):
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.cfg = cfg
-        self.backbone = MLPMixer(width=cfg.backbone_width, layers=cfg.backbone_layers)
+        self.backbone = MLPMixer(
+            width=cfg.backbone_width,
+            layers=cfg.backbone_layers,
+            token_width=cfg.backbone_token_width,
+            channel_width=cfg.backbone_channel_width,
+        )
         self.reachable_head = LinearHead(self.backbone.out_features, out=cfg.reachable_out)
         self.exact = ExactMatch()
 
