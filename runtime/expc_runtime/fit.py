@@ -16,7 +16,7 @@ import torch
 from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
-from expc_runtime.errors import BadValue, GateNotMet, Preempted
+from expc_runtime.errors import BadValue, GateNotMet, MissingInput, Preempted
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
@@ -333,7 +333,7 @@ class Training:
             self.feed.complete(module.updates)
             self._flushed()
             self._look_early(epoch_ended=True)
-            whole = module.updates == self.feed.updates_after(module.epoch + 1)
+            whole = self._is_whole()
             self.figures.measure()
         except Stopped:
             self._flushed()
@@ -352,6 +352,21 @@ class Training:
         if self.ended or self.saves.due(module, epoch_ended=True):
             self._save()
         return self.ended
+
+    def _is_whole(self) -> bool:
+        """Whether the epoch had all its updates; without them only the budget may end it.
+
+        Raises MissingInput for one that had not: it would be begun again for ever.
+        """
+        module, feed = self.module, self.feed
+        first, end = (feed.updates_after(module.epoch + more) for more in (0, 1))
+        whole = module.updates == end
+        if not whole and not self._budget_gone():
+            raise MissingInput(
+                f"{feed.part} {module.epoch + 1} ended after {module.updates - first} of its "
+                f"{end - first} updates: the data gave fewer batches than it said"
+            )
+        return whole
 
     # State.
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,7 @@ from expc_runtime import floors, losses
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
 from expc_runtime.data.digits import Digits
-from expc_runtime.data.feed import Feed
+from expc_runtime.data.feed import Chunk, Feed
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Gate, Until
@@ -320,6 +320,29 @@ def test_a_budget_in_minutes_ends_by_the_clock(root: Path) -> None:
     assert result is not None
     assert result.step > 0
     assert "val/right" in result.metrics
+
+
+@pytest.mark.parametrize(("gives", "budget"), [(9, Epochs(2)), (0, Epochs(2)), (9, Minutes(9))])
+def test_an_epoch_that_ends_before_its_last_update_is_an_error(
+    root: Path, capsys: pytest.CaptureFixture[str], gives: int, budget: Epochs | Minutes
+) -> None:
+    """Else it would be begun again, without a batch, for ever."""
+
+    class Short(Feed):
+        def chunks(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Chunk]:
+            return super().chunks(epoch, start, gives)
+
+    class Flat(Tell):
+        def drives(self) -> dict[str, Drive]:
+            return {"model": Drive(torch.optim.SGD(self.parameters(), lr=0.1))}
+
+    feed = Short(Digits(), columns=("image", "even"), batch=80)
+    file = str(root / "generated" / "tell.py")
+    assert fit(Flat, Config(), feed, until=Until(budget), file=file, program="p") == 66
+    told = (
+        f"epoch 1 ended after {gives} of its 23 updates: the data gave fewer batches than it said"
+    )
+    assert told in capsys.readouterr().out
 
 
 def test_a_gate_on_what_nobody_measures_is_an_error_that_says_what_is(
