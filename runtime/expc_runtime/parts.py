@@ -71,7 +71,7 @@ def load_parts(
     """Load parts of ``module`` from a file, or from ``stage:NAME[/best_MONITOR][#PART]``.
 
     A file (.safetensors, .pt) holds the part alone, or a whole module with the part under its own
-    name; ``#PART`` takes a part of another name. Every tensor of the part must be there and fit, and
+    name; ``#PART`` takes a part of another name from a whole module. Every tensor of the part must be there and fit, and
     none may be left over, but for those that `From` names. Of a stage, the file must be the one that
     its result.json declares, and the part have the shapes that it says.
 
@@ -89,7 +89,7 @@ def _load(module: nn.Module, part: str, origin: From, out: Path, root: Path) -> 
         into = module.get_submodule(part)
     except AttributeError as error:
         raise MissingInput(f"{part} cannot start from {found.words}: {error}") from error
-    there = _under(found.weights, other or part, or_all=not of_stage)
+    there = _under(found.weights, other or part, or_all=not of_stage and not other)
     own: dict[str, Tensor] = clean_keys(dict(into.state_dict()))
     lacks, left = sorted(own.keys() - there.keys()), sorted(there.keys() - own.keys())
     faults = [
@@ -238,15 +238,28 @@ def _of_file(path: Path) -> _Found:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            held: Weights = dict(load_file(path))
+            held = _tensors_of(load_file(path))
         else:
-            held = torch.load(path, map_location="cpu", weights_only=True)
+            held = _tensors_of(torch.load(path, map_location="cpu", weights_only=True))
     except MemoryError:
         raise
     except Exception as error:  # each format has exceptions of its own
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise MissingInput(f"{path} cannot be read: {reason}") from error
     return _Found(held, {"file": path.name, "sha256": sha256(path)}, str(path))
+
+
+def _tensors_of(held: Any) -> Weights:
+    """The tensors of a file by name, without what `torch.compile` put into the names.
+
+    Raises ValueError if there is none.
+    """
+    named = clean_keys(dict(held)) if isinstance(held, Mapping) else {}
+    tensors = {str(key): value for key, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
+        other = f", but {', '.join(map(str, [*named][:SHOWN]))}" if named else ""
+        raise ValueError(f"it holds no tensors by name{other}")
+    return tensors
 
 
 def _under(held: Weights, part: str, *, or_all: bool = False) -> dict[str, Tensor]:

@@ -555,9 +555,10 @@ class Clerk:
 
     @property
     def failed(self) -> list[Task]:
-        """Stages that failed, not those that wait for them."""
+        """Stages that failed or were cut short, not those that wait for them."""
         seen = (task for task in self._stages() if task.key in self._ends)
-        return [task for task in seen if self._ends[task.key].state == "failed"]
+        ends = ("failed", "interrupted")
+        return [task for task in seen if self._ends[task.key].state in ends]
 
     @property
     def stopping(self) -> bool:

@@ -367,6 +367,16 @@ def test_dropout_that_is_added_is_the_same_dropout() -> None:
     assert torch.equal(dropout(x), x)
 
 
+@pytest.mark.parametrize("name", ["resnet", "mixer", "vit"])
+def test_what_is_compiled_is_one_graph(name: str) -> None:
+    """What is made for a CPU by hand would break it into many."""
+    net = ResNet(channels=(4,) * 4, blocks=(1,) * 4) if name == "resnet" else small(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(net.train(), backend="eager", fullgraph=True)
+    board, hand = positions(3)
+    assert compiled(board, hand).shape == (3, net.out_features)
+
+
 def test_dropout_of_all_or_nothing() -> None:
     x = torch.randn(5, 5)
     assert torch.equal(Dropout(0.0)(x), x)
@@ -582,12 +592,12 @@ def test_a_spec_trains_it(use: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "params", "message"),
     [
-        ("vit", "width: 500", "a width of 500 does not divide into 8 heads"),
-        ("planes_vit", "heads: 3", "a width of 256 does not divide into 3 heads"),
+        ("vit", "width: 500", "`vit` has a width of 500, which 8 heads do not divide"),
+        ("planes_vit", "heads: 3", "`planes_vit` has a width of 256, which 3 heads do not divide"),
         (
             "resnet",
             "channels: [16, 32]",
-            "lists need one entry for each stage, and have channels 2, blocks 4, strides 4",
+            "`resnet` needs one entry for each stage in its lists, and has channels 2, blocks 4, strides 4",
         ),
         ("mlp_mixer", "token_width: 0", "at least 1"),
         ("resnet", "strides: [1, 2, 2, 0]", "at least 1"),

@@ -266,6 +266,24 @@ def test_a_part_that_the_other_stage_has_not_is_refused(root: Path) -> None:
     assert "7 not there" in reason(root)
 
 
+def test_a_file_holds_the_part_that_is_named_and_nothing_but_tensors(root: Path) -> None:
+    head = Net(FIRST).label_head.state_dict()
+    compiled = {f"_orig_mod.legal_head.{key}": value for key, value in head.items()}
+    torch.save(compiled, root / "whole.pt")
+    torch.save(head, root / "bare.pt")
+    torch.save({"state": head, "step": 3}, root / "more.pt")
+    torch.save(torch.zeros(3), root / "one.pt")
+    third = Config(out="runs/study/seed=0/third")
+    assert train(root, third, init={"label_head": "whole.pt#legal_head"}) == 0
+    for program, file, said in (
+        ("p2", "bare.pt#legal_head", "not there: bias, weight"),
+        ("p3", "more.pt", "it holds no tensors by name, but state, step"),
+        ("p4", "one.pt", "it holds no tensors by name"),
+    ):
+        assert train(root, third, init={"label_head": file}, program=program) == 66
+        assert said in reason(root, third)
+
+
 # Frozen parts.
 
 

@@ -24,22 +24,23 @@ def _copied(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Copies run on a stream of their own, from pinned memory, one batch ahead."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: Batch | None = None
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         pinned = [column.pin_memory() for column in batch]
         with torch.cuda.stream(side):
             copied = tuple([column.to(device, non_blocking=True) for column in pinned])
+            there = side.record_event()
         if ahead is not None:
-            yield _arrived(ahead, side, device)
-        ahead = copied
+            yield _arrived(*ahead, device)
+        ahead = copied, there
     if ahead is not None:
-        yield _arrived(ahead, side, device)
+        yield _arrived(*ahead, device)
 
 
-def _arrived(batch: Batch, side: torch.cuda.Stream, device: torch.device) -> Batch:
-    """The batch, for the stream that computes: it waits for the copy, and the memory for it."""
+def _arrived(batch: Batch, there: torch.cuda.Event, device: torch.device) -> Batch:
+    """The batch, for the stream that computes: it waits for this copy, and the memory for it."""
     computes = torch.cuda.current_stream(device)
-    computes.wait_stream(side)
+    computes.wait_event(there)
     for column in batch:
         column.record_stream(computes)
     return batch

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from expc_runtime.checkpoint import clean_keys
 from expc_runtime.dry.headers import header_of, tensors_of
 from expc_runtime.dry.memory import Kept, Sizes, state_bytes, storage_bytes
 from expc_runtime.flags import Run, parse
@@ -238,8 +239,8 @@ class Look:
         if path.suffix != ".safetensors":
             self._blind(f"what {start['file']} holds: only its reader knows")
             return None
-        held = {name: shape for name, (shape, _) in tensors_of(path).items()}
-        return _under(held, other) or held
+        held = clean_keys({name: shape for name, (shape, _) in tensors_of(path).items()})
+        return _under(held, other) or ({} if start["other"] else held)
 
     # One batch.
 

@@ -18,7 +18,8 @@ class Conv2d(nn.Conv2d):
 
     Where a plane has few cells, oneDNN spends its time on the order of the weights, and a 3x3
     convolution on padding: of 36 products of a 2x2 plane 20 are with zeros. On a CPU in training
-    these are matrix products instead, of what there is. Elsewhere it is torch's own.
+    these are matrix products instead, of what there is; the gradient of a 3x3 on a 2x2 plane is then
+    not differentiable once more. Elsewhere, and in what is compiled, it is torch's own.
     """
 
     def __init__(self, before: int, after: int, side: int, stride: int = 1) -> None:
@@ -31,7 +32,8 @@ class Conv2d(nn.Conv2d):
         """(B, before, H, W) -> (B, after, ceil(H / stride), ceil(W / stride))."""
         sides = [_after(side, self.step) for side in x.shape[2:]]
         plain = x.is_cpu and x.dtype is self.weight.dtype and not torch.is_autocast_enabled("cpu")
-        if not (plain and max(sides) <= SMALL and torch.is_grad_enabled()):
+        trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if not (plain and trains and max(sides) <= SMALL):
             return super().forward(x)
         if self.kernel_size == (1, 1):
             cells = x.permute(0, 2, 3, 1)
