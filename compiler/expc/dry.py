@@ -313,7 +313,7 @@ def _words(build: Build, fault: Mapping[str, Any], path: KeyPath) -> tuple[str, 
             "XC220",
             f"`{name}` can't start from `{source}`",
             "the stages before it would train, and then this one would refuse to start",
-            f"give both stages the same part, or name the part of `{source}` that is meant",
+            "give both the same part, or say under `part`, `missing` and `extra` what is meant to differ",
         )
     if what == "untrained":
         return (

@@ -248,7 +248,10 @@ _T = TypeVar("_T")
 
 
 def made(kind: type[_T], data: Any, at: str) -> _T:
-    """A dataclass from JSON: every field of its type, none missing, none beside. Raises `Damaged`."""
+    """A dataclass from JSON: every field of its type, none missing, none beside; of no rows nothing is known.
+
+    Raises `Damaged`.
+    """
     if not isinstance(data, dict):
         raise Damaged(f"{at or 'the file'} is not a map")
     hints = _hints(kind)  # type: ignore[arg-type]
@@ -256,6 +259,8 @@ def made(kind: type[_T], data: Any, at: str) -> _T:
     if unknown:
         raise Damaged(f"{_below(at, unknown[0])} is not known")
     given = {name: _value(hint, data.get(name), _below(at, name)) for name, hint in hints.items()}
+    if given.get("rows", 1) < 1:
+        raise Damaged(f"{_below(at, 'rows')} is {given['rows']}")
     return kind(**given)
 
 

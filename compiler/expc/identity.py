@@ -5,13 +5,15 @@ from __future__ import annotations
 import glob
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from expc.components.core import Params
+from expc.components.core import Params, Use
 from expc.experiment import Stage
 from expc.facts import File, Identity, StageFacts
+from expc.source import KeyPath
 
 HASHED = 64 * 2**20
 """Bytes up to which lint hashes a file; of a larger one it compares the size. `expc profile` hashes all."""
@@ -36,27 +38,43 @@ def _written(params: Params, without: frozenset[str] = frozenset()) -> dict[str,
     )
 
 
-def named_files(stage: Stage) -> list[str]:
-    """Files and patterns that the data of a stage names, from the project root."""
-    params = stage.uses["data"].params
-    named: list[str] = []
+@dataclass(frozen=True)
+class Named:
+    """A file that a component names, from the project root, and the place in the spec.
+
+    What stands under `files` may be a pattern, such as data/*.feather; what stands under `file` is a name.
+    """
+
+    name: str
+    at: KeyPath
+    pattern: bool
+
+    def spread(self, root: Path) -> list[str]:
+        """The name itself, whether or not it is there; or the files that a pattern finds, sorted."""
+        if not self.pattern:
+            return [self.name]
+        found = glob.glob(self.name, root_dir=root, recursive=True)
+        return [path for path in sorted(found, key=Path) if (root / path).is_file()]
+
+
+def named(use: Use) -> Iterator[Named]:
+    """Files and patterns that a component names under `file` and `files`."""
     for key in ("file", "files"):
-        value = getattr(params, key, None)
-        named += [value] if isinstance(value, str) else map(str, value or ())
-    return named
+        held = getattr(use.params, key, None)
+        if isinstance(held, str):
+            yield _named(held, key, (*use.path, key))
+        elif isinstance(held, list):
+            yield from (_named(name, key, (*use.path, key, n)) for n, name in enumerate(held))
+
+
+def _named(name: str, key: str, at: KeyPath) -> Named:
+    return Named(name, at, key == "files" and glob.has_magic(name))
 
 
 def files(stage: Stage, root: Path) -> list[str]:
-    """The files that the data of a stage is read from, patterns spread out, in the order of reading."""
-    return [path for name in named_files(stage) for path in _spread(name, root)]
-
-
-def _spread(name: str, root: Path) -> Iterator[str]:
-    if not glob.has_magic(name):
-        yield name
-        return
-    found = glob.glob(name, root_dir=root, recursive=True)
-    yield from (path for path in sorted(found, key=Path) if (root / path).is_file())
+    """The files that the data of a stage is read from, each once, patterns spread out."""
+    spread = (path for each in named(stage.uses["data"]) for path in each.spread(root))
+    return list(dict.fromkeys(spread))
 
 
 def hashed(name: str, root: Path) -> File:
@@ -83,7 +101,8 @@ def changed(facts: StageFacts, stage: Stage, root: Path) -> str:
     before = [file.path for file in facts.files]
     there = files(stage, root)
     if there != before and all((root / path).is_file() for path in there) and there:
-        return f"the list of files of `{', '.join(named_files(stage))}`"
+        names = ", ".join(each.name for each in named(stage.uses["data"]))
+        return f"the list of files of `{names}`"
     return next((f"`{file.path}`" for file in facts.files if _differs(file, root)), "")
 
 

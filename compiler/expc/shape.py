@@ -109,7 +109,7 @@ def _finding(
             return missing_key(key, tree, here[:-1], inner, about)
         case _:
             name = _entry(loc) if loc else owner
-            said = ("value_error", "too_short")
+            said = ("value_error", "too_short", "string_too_short")
             given = "" if detail["type"] in said else f", not {_shown(detail['input'])}"
             where = tree.at(_existing(tree, here))
             whole = detail["type"] == "value_error" and isinstance(detail["input"], Mapping)
@@ -200,6 +200,8 @@ def _expected(detail: ErrorDetails) -> str:
         case "too_short":
             short = f"needs {context['min_length']} entries or more"
             return short if context.get("actual_length") else "is empty"
+        case "string_too_short" if context["min_length"] == 1:
+            return "is empty"
         case "too_long":
             return f"takes at most {context['max_length']} of them"
         case "value_error":

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from expc.ir import Flag, Program
+from expc.lint.engine import lint_files
 from expc.lint.readings import epoch_updates
+from expc.resolve import document, resolve
 
 if TYPE_CHECKING:
     from tests.compiler.conftest import Project
@@ -89,28 +91,35 @@ def test_a_swept_limit_is_one_file_and_a_swept_group_is_two(project: Project) ->
         ("use: digits, batch: 64, split: {val: 0.2}, limit: {rows: 100}", 2),
         ("use: digits, batch: 64, limit: {rows: 5000}", 29),
         ("use: digits, batch: 64, limit: {rows: 5000}, stream: {window: 9}", 29),
+        ("use: digits, batch: 64, split: {by: loop}", 29),
+        ("use: digits, batch: 64, split: {by: loop, val: 0.2}", None),
+        ("use: digits, batch: 64, split: {by: loop}, limit: {groups: 5}", None),
         (f"{FILE}, batch: 64", None),
     ],
 )
-def test_updates_of_an_epoch_are_known_where_rows_are(
+def test_updates_of_an_epoch_are_known_where_rows_are_and_no_group_is_left_out(
     project: Project, data: str, updates: int | None
 ) -> None:
-    assert epoch_updates(project.resolve(of(project, data)).stages["read"]) == updates
+    spec = project.write(project.spec, of(project, data))
+    assert epoch_updates(resolve(document(spec, project.root)).stages["read"]) == updates
 
 
-def test_updates_of_an_epoch_are_not_known_where_groups_are_left_out(project: Project) -> None:
-    moves = """\
-expc: 1
-name: moves
-about: Which move was played?
-model: {backbone: {use: resnet}}
-stages:
-  read:
-    kind: supervised
-    data: {use: shogi.games, file: games.tsv, batch: 8, split: {by: game, val: 0.2}, limit: {groups: 5}}
-    heads: {move: {use: linear_head, out: 1496}}
-    loss: {move: {use: cross_entropy}}
-    optim: {use: adamw, lr: 1.0e-3}
-    until: {epochs: 2}
-"""
-    assert epoch_updates(project.resolve(moves).stages["read"]) is None
+@pytest.mark.parametrize(
+    ("data", "knobs"),
+    [
+        ("split: {by: writer, seed: 3}", ["seed", "by"]),
+        ("split: {by: writer, seed: 3}, limit: {rows: 9}", ["by"]),
+        ("split: {by: writer, seed: 3}, limit: {groups: 9}", []),
+        ("split: {by: writer, seed: 3, test: 0.2}", []),
+    ],
+)
+def test_a_group_and_a_seed_that_nothing_is_drawn_by_are_dead_knobs(
+    project: Project, data: str, knobs: list[str]
+) -> None:
+    (project.root / "a.npz").touch()
+    text = of(project, f"{FILE}, batch: 8, {data}").replace(
+        "    monitor: {best: val/accuracy}\n", ""
+    )
+    found = lint_files([project.write(project.spec, text)], cache=False)[0].findings
+    dead = [each.message.split("`")[1] for each in found if each.code == "XC407"]
+    assert sorted(dead) == sorted(knobs)

@@ -183,6 +183,30 @@ def test_what_an_answer_rests_on(project: Path) -> None:
     assert codes(report(spec, cache=True)) == ["XC904"]
 
 
+def test_an_answer_rests_on_what_a_pattern_finds_and_on_each_file_of_a_list(project: Path) -> None:
+    data = "data: {{use: feather, files: {}, columns: {{image: features, digit: class}}, batch: 64, split: {{val: 0.2}}}}\n"
+    spec = write(project, completed(data.format('"data/*.feather"')))
+    listed = write(project, completed(data.format("[data/a.feather]")), "listed")
+    assert codes(report(spec, cache=True)) == codes(report(listed, cache=True)) == ["XC205"]
+    (project / "data").mkdir()
+    (project / "data" / "a.feather").write_text("")
+    assert codes(report(spec, cache=True)) == codes(report(listed, cache=True)) == []
+    assert cached(spec) and cached(listed)
+    (project / "data" / "b.feather").write_text("")
+    assert not cached(spec) and cached(listed)
+
+
+def test_only_files_may_be_a_pattern(project: Path) -> None:
+    """`file` is opened as it is written: a pattern there is a file of that name, which nobody has."""
+    data = 'data: {use: arrays, file: "data/*.npz", columns: {image: features, digit: class}, batch: 64, split: {val: 0.2}}\n'
+    (project / "data").mkdir()
+    (project / "data" / "a.npz").write_text("")
+    spec = write(project, completed(data))
+    assert codes(report(spec)) == ["XC205"]
+    (project / "data" / "*.npz").write_text("")
+    assert codes(report(spec)) == []
+
+
 def test_an_answer_that_an_installation_could_change_is_not_kept(project: Path) -> None:
     spec = write(project, completed("optim: {use: 'nolab.optim:Mine'}\n"))
     assert codes(report(spec, cache=True)) == ["XC106"]

@@ -116,6 +116,8 @@ MUTATIONS = [
     ("clip: 1.0", "norm_statistics: reestimated\n    frozen: {backbone: {file: pyproject.toml}}", "XC217"),
     ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [backbone, heads.digit]}", "XC218"),
     ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [backbone, heads.digit, heads.loop]}", ""),
+    ("weight_decay: 0.01}", "weight_decay: 0.01, trains: [backbone, heads.digit, heads.lop]}", "XC213"),
+    ("clip: 1.0", "frozen: {backbone: {file: pyproject.toml, missing: [mask]}}", "XC222"),
     ("weight_decay: 0.01}",
      "weight_decay: 0.01, trains: [heads.digit, heads.loop]}\n    frozen: {backbone: {file: pyproject.toml}}", ""),
     ("weight_decay: 0.01}",
@@ -271,6 +273,7 @@ FACTS = [
     ("", "", '"variance"', '"varience"', "XC610"),
     ("", "", "[0.603228", "[true", "XC610"),
     ("", "", "{", "", "XC610"),
+    ("", "", '"rows": 359', '"rows": 0', "XC610"),
 ]  # fmt: skip
 
 
@@ -290,6 +293,30 @@ def test_a_fault_in_the_data_of_a_shipped_spec_is_found(
     (tmp_path / "digits.facts.json").write_text(facts.replace(known, mutated, 1))
     found = check(tmp_path / "digits.yaml", tmp_path).findings
     assert [finding.code for finding in found] == ([code] if code else [])
+
+
+@pytest.mark.parametrize(
+    ("swept", "data", "code"),
+    [
+        ("split.val: [0.1, 0.3]", "", ""),
+        ("split.val: [0.1, 0.3]", "val: 0.3, test: 0.2", ""),
+        ("split.val: [0.1, 0.3]", "val: 0.2, test: 0.3", "XC609"),
+        ("batch: [32, 64]", "", ""),
+        ("batch: [32, 64]", "val: 0.3, test: 0.2", "XC609"),
+    ],
+)
+def test_facts_of_one_point_of_a_sweep_say_nothing_of_other_data(
+    swept: str, data: str, code: str, tmp_path: Path
+) -> None:
+    """Points that were not profiled are no finding; what the sweep leaves alone must still be as it was."""
+    shutil.copy(ROOT / "specs" / "digits.facts.json", tmp_path)
+    (tmp_path / "pyproject.toml").write_text("")
+    text = DIGITS.replace("    read.loss.loop.use: [bce, mse]", f"    read.data.{swept}")
+    (tmp_path / "digits.yaml").write_text(
+        text.replace("val: 0.2, test: 0.2", data or "val: 0.2, test: 0.2")
+    )
+    found = check(tmp_path / "digits.yaml", tmp_path).findings
+    assert {finding.code for finding in found} == ({code} if code else set())
 
 
 def test_a_squared_error_on_the_shipped_labels_is_told_with_its_floor(tmp_path: Path) -> None:

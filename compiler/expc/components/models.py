@@ -49,7 +49,7 @@ class ResNet(Params):
         lengths = {name: len(getattr(self, name)) for name in ("channels", "blocks", "strides")}
         if len({*lengths.values()}) > 1:
             told = ", ".join(f"{name} {count}" for name, count in lengths.items())
-            raise ValueError(f"lists need one entry for each stage, and have {told}")
+            raise ValueError(f"needs one entry for each stage in its lists, and has {told}")
         return self
 
 
@@ -79,7 +79,7 @@ class PlanesVit(Params):
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+            raise ValueError(f"has a width of {self.width}, which {self.heads} heads do not divide")
         return self
 
 

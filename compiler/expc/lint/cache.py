@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".expc", "cache", "lint")
 
-Need = tuple[Literal["text", "there", "stat"], str]
-"""Something that findings rest on: the text of a file, whether it is there, or its size and time (of data)."""
+Need = tuple[Literal["text", "there", "found", "stat"], str]
+"""What findings rest on: the text of a file, whether it is there, what a pattern finds, or the size and time of data."""
 
 Known = tuple[tuple[Finding, ...], dict[str, "Severity"], dict[tuple[str, int], str], bool]
 
@@ -81,6 +81,10 @@ def _state(need: Need) -> str:
     kind, name = need
     if kind == "there":
         return "yes" if os.path.exists(name) else "no"
+    if kind == "found":
+        import glob
+
+        return "\n".join(sorted(glob.glob(name, recursive=True)))
     try:
         if kind == "stat":
             stat = os.stat(name)

@@ -14,7 +14,7 @@ from expc.components.core import Use
 from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
 from expc.fingerprint import sources
-from expc.identity import files, identity
+from expc.identity import files, identity, named
 from expc.kinds.shapes import taken
 from expc.lint.allows import apply
 from expc.lint.cache import Need
@@ -281,8 +281,8 @@ def _needs(written: Document, base: Experiment, space: Space) -> Iterator[Need]:
                 if start.file:
                     yield "there", str(root / start.file)
             for use in stage.every_use():
-                if isinstance(getattr(use.params, "file", None), str):
-                    yield "there", str(root / use.param("file"))
+                for each in named(use):
+                    yield "found" if each.pattern else "there", str(root / each.name)
     yield from _known(base, space)
     folder = root / "generated" / base.name
     yield "text", str(folder / "expc.lock.json")

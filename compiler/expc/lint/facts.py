@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from expc.components.core import Use
 from expc.experiment import Experiment, Stage
-from expc.facts import Column, Damaged, Facts, StageFacts, floor_key, place, read
+from expc.facts import Column, Damaged, Facts, Identity, StageFacts, floor_key, place, read
 from expc.identity import changed, identity
 from expc.ir import Program
 from expc.kinds.shapes import Until
 from expc.lint.readings import Edge, metrics, terms
+from expc.resolve import spec_path
+from expc.source import KeyPath
 from expc.sweep import Variant
 
 
@@ -69,15 +72,38 @@ def holds(stage: Stage, experiment: Experiment) -> bool:
     """Whether what is kept of a stage is true of its data now. One whose data is swept holds at its points alone."""
     facts = kept(stage, experiment)
     if facts is None:
-        return is_swept(stage, experiment) and bool(of_stage(stage, experiment))
+        return kept_elsewhere(stage, experiment)
     return not changed(facts, stage, experiment.root)
 
 
-def is_swept(stage: Stage, experiment: Experiment) -> bool:
-    """Whether a sweep sets something of the data: not every point of it is profiled."""
-    below = f"{stage.name}.data"
-    swept = (*experiment.sweep.grid, *experiment.sweep.zip)
-    return any(path == below or path.startswith(f"{below}.") for path in swept)
+def kept_elsewhere(stage: Stage, experiment: Experiment) -> bool:
+    """Whether facts are kept of the data with other values of what a sweep sets: not every point of it is profiled."""
+    now = identity(stage)
+    below = (*stage.path, "data")
+    paths = map(spec_path, (*experiment.sweep.grid, *experiment.sweep.zip))
+    swept = [path[len(below) :] for path in paths if path[: len(below)] == below]
+    if now is None or not swept:
+        return False
+    wanted = _but_for(now, swept)
+    return any(_but_for(each.data, swept) == wanted for each in of_stage(stage, experiment))
+
+
+def _but_for(data: Identity, swept: Iterable[KeyPath]) -> object:
+    """What a spec writes of its data, without some of its keys."""
+    held: dict[Any, Any] = {"use": data.use, **data.params, **data.settings}
+    for path in swept:
+        held = _without(held, path)
+    return held
+
+
+def _without(held: Mapping[Any, Any], path: KeyPath) -> dict[Any, Any]:
+    if not path:
+        return {}
+    left = {key: value for key, value in held.items() if key != path[0]}
+    inner = held.get(path[0])
+    if len(path) > 1 and isinstance(inner, dict) and (rest := _without(inner, path[1:])):
+        left[path[0]] = rest
+    return left
 
 
 def known_column(stage: Stage, at: Variant, name: str) -> Column | None:

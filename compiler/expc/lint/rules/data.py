@@ -15,8 +15,8 @@ from expc.lint.facts import (
     facts_of,
     figures,
     gated_split,
-    is_swept,
     kept,
+    kept_elsewhere,
     key_of,
     known,
     of_stage,
@@ -485,7 +485,7 @@ class FactsOutOfDate(StageRule):
             return
         held = kept(stage, at.experiment)
         if held is None:
-            said = "" if is_swept(stage, at.experiment) else self._other(stage, at)
+            said = "" if kept_elsewhere(stage, at.experiment) else self._other(stage, at)
         elif what := changed(held, stage, at.experiment.root):
             said = f"{what} has changed since it was profiled"
         else:

@@ -8,14 +8,14 @@ from expc.components.core import Use
 from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, listed
 from expc.ir import Program
-from expc.kinds.shapes import taken
+from expc.kinds.shapes import Init, taken
 from expc.lint.core import StageRule, SweepRule
 from expc.resolve import Document
 from expc.sweep import Space, Variant
 
 
-def _frozen(stage: Stage) -> Mapping[str, object]:
-    parts: Mapping[str, object] = getattr(stage.shape, "frozen", {})
+def _frozen(stage: Stage) -> Mapping[str, Init]:
+    parts: Mapping[str, Init] = getattr(stage.shape, "frozen", {})
     return parts
 
 
@@ -48,14 +48,16 @@ class PartLeftOut(StageRule):
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
         names = _trains(stage)
-        if names is None:
-            return
+        if names is None or not set(names) <= set(stage.parts):
+            return  # a name that is no part is told, and was meant to be one of these
         left = [part for part in stage.parts if part not in names and part not in _frozen(stage)]
         if left:
+            started = all(part in getattr(stage.shape, "init", {}) for part in left)
+            made = "its start" if started else "the random start"
             yield self.finding(
                 f"the optimizer leaves out {listed(left)}",
                 at.experiment.value(*stage.path, "optim", "trains"),
-                why="it stays what the random start made it, and the rest learns around it",
+                why=f"it stays what {made} made it, and the rest learns around it",
                 help=f"add it, leave `trains` out, or freeze it: `frozen: {{{left[0]}: {{from: ...}}}}`",
             )
 
@@ -124,7 +126,8 @@ class NothingTrained(StageRule):
 class FrozenAndStarted(StageRule):
     """A part is frozen, and something else is to be done with it: started from other weights, or trained.
 
-    One of the two would be ignored.
+    One of the two would be ignored. Nor may a frozen part lack tensors (`missing`): they begin at random, and nothing
+    would train them.
 
     ## Bad
     ```yaml
@@ -174,11 +177,18 @@ class FrozenAndStarted(StageRule):
         names = _trains(stage) or []
         if names and all(part in _frozen(stage) for part in names):
             return  # then nothing is trained, which is told
-        for part in _frozen(stage):
+        for part, start in _frozen(stage).items():
             if part in getattr(stage.shape, "init", {}):
                 yield self._told(part, "starts from weights of its own", "init", at, stage)
             elif part in names:
                 yield self._told(part, "is trained", "trains", at, stage)
+            if start.missing:
+                yield self.finding(
+                    f"`{part}` is frozen, and may start without {listed(start.missing)}",
+                    at.experiment.key(*stage.path, "frozen", part, "missing"),
+                    why="what lacks begins at random, and nothing trains it",
+                    help="start the part in `init`, or freeze one that is whole",
+                )
 
     def _told(self, part: str, what: str, key: str, at: Variant, stage: Stage) -> Finding:
         other = ("init", part) if key == "init" else ("optim", "trains")
@@ -372,12 +382,16 @@ def _is_taken(name: str, variant: Variant) -> bool:
 
 
 def _later(variant: Variant, stage: Stage) -> Stage | None:
-    """The first stage that runs after it, has a part of it, and takes that from no file."""
+    """The first stage that runs after it, has a part of it, and takes that from no file.
+
+    One that takes something of a stage that is skipped does not run.
+    """
     stages = list(variant.experiment.stages)
     for name in stages[stages.index(stage.name) + 1 :]:
         other = variant.experiment.stages[name]
         files = {part for _, part, start in taken(other.shape) if start.file}
         shared = _shared(variant.experiment, stage, other)
-        if name not in variant.condition.skips and set(shared) - files:
+        idle = variant.condition.skips & {name, *other.parents}
+        if not idle and set(shared) - files:
             return other
     return None

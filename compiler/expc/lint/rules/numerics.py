@@ -416,7 +416,11 @@ def _dead(stage: Stage, at: Variant) -> Iterator[tuple[KeyPath, str, KeyPath]]:
     data = stage.uses.get("data")
     if data is not None:
         if not data.slot.split.val and not data.slot.split.test:
-            yield (*data.path, "split", "seed"), "no rows are held out", (*data.path, "split")
+            split, limit = (*data.path, "split"), data.slot.limit
+            if limit is None:
+                yield (*split, "seed"), "no rows are held out", split
+            if limit is None or limit.groups is None:
+                yield (*split, "by"), "no rows are held out", split
         first = next(iter(stage.maps.get("model", {}).values()), None)
         for name in data.slot.inputs if first is not None else ():
             taken = first.component.inputs + first.component.optional if first is not None else ()

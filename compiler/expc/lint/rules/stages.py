@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from expc.experiment import Experiment, Stage
 from expc.findings import Edit, Finding, Note, listed, suggest
+from expc.identity import Named, named
 from expc.kinds.shapes import taken
 from expc.lint.core import SpecRule, StageRule, ToldRule
 from expc.lint.facts import gated_split, known_floor
@@ -24,7 +23,6 @@ from expc.lint.readings import (
     terms,
     watched_splits,
 )
-from expc.source import KeyPath
 from expc.sweep import Variant
 
 
@@ -195,31 +193,20 @@ class MissingFile(StageRule):
     code, name = "XC205", "missing-file"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        named: list[tuple[str, KeyPath]] = [
-            (start.file, (*stage.path, key, part, "file"))
+        weights = (
+            Named(start.file, (*stage.path, key, part, "file"), pattern=False)
             for key, part, start in taken(stage.shape)
             if start.file
-        ]
-        for use in stage.every_use():
-            for key in ("file", "files"):
-                held = getattr(use.params, key, None)
-                if isinstance(held, str):
-                    named.append((held, (*use.path, key)))
-                elif isinstance(held, list):
-                    named += [(file, (*use.path, key, n)) for n, file in enumerate(held)]
-        for file, path in named:
-            if not any(Path(found).is_file() for found in _named(at.experiment.root / file)):
+        )
+        root = at.experiment.root
+        for each in (*weights, *(each for use in stage.every_use() for each in named(use))):
+            if not any((root / path).is_file() for path in each.spread(root)):
                 yield self.finding(
-                    f"there is no file `{file}`",
-                    at.experiment.value(*path),
+                    f"there is no file `{each.name}`",
+                    at.experiment.value(*each.at),
                     why=f"stage `{stage.name}` would stop at its start",
                     help="paths are relative to the project root",
                 )
-
-
-def _named(file: Path) -> list[str]:
-    """The file itself, or what a pattern such as data/*.feather names."""
-    return glob.glob(str(file), recursive=True) if glob.has_magic(str(file)) else [str(file)]
 
 
 class GateOnTrain(StageRule):
