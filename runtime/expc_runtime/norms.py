@@ -72,13 +72,14 @@ def reestimate(module: Module, batches: Iterable[Batch]) -> None:
 
 
 @contextmanager
-def aside(module: nn.Module, *, but: Iterable[int] = ()) -> Iterator[None]:
+def aside(module: Module, *, but: Iterable[int] = ()) -> Iterator[None]:
     """After it, torch's generators and what no optimizer moves are as before.
 
-    That is buffers and parameters without a gradient, a slow copy for one. ``but`` are the ids of
-    those that stay as they became.
+    That is buffers and parameters without a gradient, a slow copy for one. Frozen parts, which
+    nothing moves, are not copied. ``but`` are the ids of those that stay as they became.
     """
-    spared = set(but)
+    still = (value for part in module.held for value in (*part.parameters(), *part.buffers()))
+    spared = {*but, *map(id, still)}
     moved = [*module.buffers(), *(p for p in module.parameters() if not p.requires_grad)]
     before = [(value, value.clone()) for value in moved if id(value) not in spared]
     device = next((value.device for value in module.parameters()), torch.device("cpu"))

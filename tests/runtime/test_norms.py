@@ -323,6 +323,27 @@ def test_frozen_parts_keep_their_statistics_and_their_mode() -> None:
     assert torch.equal(statistics(net), before)
 
 
+def test_aside_makes_no_copy_of_a_frozen_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large frozen net it would be the memory of another one."""
+    net = Tell(Config())
+    copied: list[tuple[int, ...]] = []
+    clone = Tensor.clone
+
+    def counted(tensor: Tensor) -> Tensor:
+        copied.append(tuple(tensor.shape))
+        return clone(tensor)
+
+    monkeypatch.setattr(Tensor, "clone", counted)
+    with aside(net):
+        pass
+    assert copied
+    net.hold(*net.children())
+    copied.clear()
+    with aside(net):
+        pass
+    assert not copied
+
+
 def test_aside_gives_back_buffers_draws_and_slow_copies() -> None:
     net = Tell(Config())
     net.label_head.requires_grad_(False)
