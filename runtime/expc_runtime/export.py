@@ -108,9 +108,12 @@ def to_onnx(
     # Two rows: with one, a batch axis and an axis of one cannot be told apart.
     example = tuple(known[name].rows(2) for name in names)
     heads = _heads(module, example)
-    with _replacing(Path(path)) as temp, warnings.catch_warnings():
+    # Without gradients a net takes the way it takes when it is used, not the one of its training.
+    with _replacing(Path(path)) as temp, warnings.catch_warnings(), torch.no_grad():
         # The exporter that replaces this one needs a package more, onnxscript.
         warnings.simplefilter("ignore", DeprecationWarning)
+        # Our nets check the shapes they are given, which a trace leaves out; a test counts rows.
+        warnings.filterwarnings("ignore", module=r"expc_runtime\.models\.")
         torch.onnx.export(
             module,
             example,
@@ -143,7 +146,7 @@ def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
     folder = resolve(run)
     result = read_result(folder)
     if result is None:
-        raise MissingInput(f"{run} has no result.json: the stage is not done")
+        raise MissingInput(f"{run} has no result.json: {_why_not(folder)}")
     store = Store(folder / "checkpoints")
     series = best or result.extra.get("weights", LAST)
     found = store.load(series)
@@ -153,6 +156,11 @@ def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
     module = _build(folder, result)
     load_weights(module, state["model"])
     return module.eval(), result, manifest
+
+
+def _why_not(folder: Path) -> str:
+    stages = sorted(file.parent.name for file in folder.glob("*/result.json"))
+    return f"name a stage of it, {' or '.join(stages)}" if stages else "the stage is not done"
 
 
 def _build(folder: Path, result: Result) -> Module:

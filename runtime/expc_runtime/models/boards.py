@@ -36,7 +36,7 @@ def cells_of(board: Tensor) -> Tensor:
     shape = board.shape
     if shape[-2:] != (SIDE, SIDE) or not (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
         raise ValueError(f"a board is (B, 9, 9) or (B, 1, 9, 9), not {tuple(shape)}")
-    return board.reshape(len(board), CELLS).int()
+    return board.flatten(1).int()
 
 
 def hand_of(hand: Tensor | None, like: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ def hand_of(hand: Tensor | None, like: Tensor) -> Tensor:
     ValueError for a hand of another shape.
     """
     if hand is None:
-        return torch.zeros(len(like), HAND, device=like.device)
+        rows = like.shape[0]  # `len` would be a constant in ONNX
+        return torch.zeros(rows, HAND, device=like.device)
     if hand.shape != (len(like), HAND):
         raise ValueError(
             f"a hand is ({len(like)}, {HAND}), counts of 7 kinds for both sides, "

@@ -94,5 +94,5 @@ class AcrossCells(ResidualMlp):
 
 def _from_left(layer: nn.Linear, x: Tensor) -> Tensor:
     """(B, in, width) -> (B, out, width)."""
-    weights = layer.weight.expand(len(x), -1, -1)
+    weights = layer.weight.expand(x.shape[0], -1, -1)  # `len` would be a constant in ONNX
     return torch.baddbmm(layer.bias[:, None], weights, x)
