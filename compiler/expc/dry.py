@@ -258,11 +258,10 @@ def _start(start: Artifact, build: Build) -> dict[str, Any]:
 
 def _acting(stage: Stage) -> dict[str, Any]:
     """For a stage that acts in an environment: how many actions there are, and what a frame is."""
-    from expc.kinds.world_model.samples import FRAME
-
-    env = stage.uses.get("env")
-    actions = env.component.actions if env is not None else None
-    return {"actions": actions, "frame": FRAME} if actions is not None else {}
+    if stage.kind.frame is None:
+        return {}
+    actions = stage.uses["env"].component.actions
+    return {"actions": actions, "frame": stage.kind.frame} if actions is not None else {}
 
 
 # ---------------------------------------------------------------------------------------------------- findings

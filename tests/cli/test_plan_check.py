@@ -174,7 +174,17 @@ class PerClass(Metric):
         return self.hits
 """
 
-BROKEN = "import torch_that_is_not_there\n\nclass Net:\n" + "    pass\n"
+BROKEN = """\
+import torch_that_is_not_there
+
+
+class Net(torch_that_is_not_there.Module):
+    def __init__(self) -> None:
+        self.out_features = 8
+
+    def forward(self, image):
+        return image
+"""
 
 
 @dataclass(frozen=True)
@@ -239,8 +249,9 @@ WRONG: Mapping[str, Wrong] = {
         DIGITS, "optim: {use: adamw, lr: 3.0e-3}", 'optim: {use: "lab:Vectors", lr: 0.1}',
         "XC221", "no optimizer trains `backbone.",
     ),
+    "all parts frozen": Wrong(TWO, "    init:\n", "    frozen:\n", "XC219", "trains nothing"),
     "a loss that takes three": Wrong(
-        DIGITS, "loop: {use: bce}", 'loop: {use: "lab:three"}', "XC", "three",
+        DIGITS, "loop: {use: bce}", 'loop: {use: "lab:three"}', "XC102", "`lab:three` needs `weight`",
     ),
     "a loss that gives a number for each row": Wrong(
         DIGITS, "loop: {use: bce}", 'loop: {use: "lab:rows"}',
@@ -260,7 +271,7 @@ WRONG: Mapping[str, Wrong] = {
     ),
     "own code that imports what is not installed": Wrong(
         DIGITS, "backbone: {use: conv_net, channels: [8, 16]}", 'backbone: {use: "broken:Net"}',
-        "XC", "", at="backbone: {use:",
+        "XC120", "No module named 'torch_that_is_not_there'",
     ),
     "a value of a sweep": Wrong(
         DIGITS + "sweep:\n  grid:\n    read.model.backbone.groups: [1, 3]\n",

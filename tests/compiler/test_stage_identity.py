@@ -65,6 +65,10 @@ EDITS: Mapping[tuple[str, ...], st.SearchStrategy[Any]] = {
     ("accumulate",): st.integers(1, 4),
     ("precision",): st.sampled_from(["bf16-mixed", "16-mixed"]),
     ("until",): st.sampled_from([{"epochs": 5}, {"updates": 7}, {"minutes": 1.5}]),
+    ("norm_statistics",): st.just("reestimated"),
+    ("data", "limit"): st.fixed_dictionaries({"rows": st.integers(64, 512)}),
+    ("optim", "trains"): st.sampled_from([["trunk"], ["trunk", "heads.loop"]]),
+    ("frozen",): st.just({"trunk": {"file": "trunk.safetensors"}}),
     ("checkpoint",): st.sampled_from([{"keep": 3}, {"every": {"epochs": 2}}]),
 }  # fmt: skip
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from expc.dry import PRECISIONS, Build, Dry, flag_values
 from expc.findings import listed
 
-if TYPE_CHECKING:
-    from expc.dry import Build, Dry
-
-_HEAD = ("", "parameters", "optimizer", "batch", "kept for backward", "peak: 32", "bf16-mixed", "16-mixed")  # fmt: skip
+_PEAKS = (f"peak: {PRECISIONS[0]}", *PRECISIONS[1:])
+_HEAD = ("", "parameters", "optimizer", "batch", "kept for backward", *_PEAKS)
 _FORMULA = (
     "peak = weights + gradients + optimizer state + batch + kept for backward, in bytes: an upper bound of one step, "
     "without the data set, workspace of kernels and slack of the allocator"
@@ -51,8 +50,6 @@ def _rows(found: Dry) -> Iterator[tuple[str, ...]]:
 
 def _telling(builds: Sequence[Build], others: Sequence[Build]) -> list[str]:
     """The flags that all of some builds share and none of the others has."""
-    from expc.dry import flag_values
-
     mine = [flag_values(build.flags) for build in builds]
     theirs = [flag_values(build.flags) for build in others]
     return [
@@ -69,10 +66,7 @@ def _cells(sizes: Mapping[str, Any] | None) -> tuple[str, ...]:
         return ("",) * (len(_HEAD) - 1)
     kept, peak = sizes["kept"] or {}, sizes.get("peak") or {}
     sums = [sizes["optimizer"], sizes["batch"], kept.get("32")]
-    return (f"{sizes['parameters']:,}", *map(_bytes, [*sums, *(peak.get(p) for p in _HEADS)]))
-
-
-_HEADS = ("32", "bf16-mixed", "16-mixed")
+    return (f"{sizes['parameters']:,}", *map(_bytes, [*sums, *(peak.get(p) for p in PRECISIONS)]))
 
 
 def _bytes(count: int | None) -> str:

@@ -25,7 +25,8 @@ class Kind:
     """A kind of stage: the shape of its spec, the stages it takes something from, what it logs, how it is lowered.
 
     `measured` is where a key without a split is measured, and whose figures a monitor may watch. `keeps_episodes` says
-    that held-out episodes are left for an evaluation. `samples` are the columns of a batch, by name; None: nothing is built.
+    that held-out episodes are left for an evaluation. `samples` are the columns of a batch, by name; None: nothing is built. `frame` is what
+    a kind that acts in an environment sees of it at a time.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Kind:
     measured: str = "val"
     keeps_episodes: bool = False
     samples: Callable[[Stage, Program], Mapping[str, Sample]] | None = None
+    frame: tuple[int, ...] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from expc.kinds.core import Kind
 from expc.kinds.world_model.lower import lower
-from expc.kinds.world_model.samples import samples
+from expc.kinds.world_model.samples import FRAME, samples
 from expc.kinds.world_model.shape import WorldModel, logged, parents
 
 WORLD_MODEL = Kind(
@@ -17,4 +17,5 @@ WORLD_MODEL = Kind(
     measured="eval",
     keeps_episodes=True,
     samples=samples,
+    frame=FRAME,
 )
