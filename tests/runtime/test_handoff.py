@@ -207,6 +207,18 @@ def test_a_stage_starts_from_the_very_tensors_of_the_one_before(root: Path) -> N
     }
 
 
+def test_a_smoke_run_starts_from_the_last_where_nothing_was_best(root: Path) -> None:
+    class Silent(Net):
+        def measure(self, batch: Batch) -> None:
+            self.record(label=torch.tensor(float("nan")))
+
+    first = Config(out="runs/study.smoke/seed=0/first", smoke=True)
+    second = Config(out="runs/study.smoke/seed=0/second", smoke=True)
+    assert train(root, first, build=Silent, monitor=MONITOR) == 0
+    assert train(root, second, init={"body": "stage:first/best_least"}) == 0
+    assert result_of(root, second).extra["handoff"]["body"]["series"] == "last"
+
+
 def test_a_file_that_was_put_in_its_place_is_refused(root: Path) -> None:
     """A whole checkpoint of the same architecture, from another run: nothing but its hash tells."""
     other = Config(out="runs/study/seed=1/first", seed=1)
