@@ -1,8 +1,8 @@
 """Columns that are kept small and handed out dense: bits, and rows that are mostly zero.
 
 Each stands for a whole column, a float32 tensor (N, L), and answers the questions that a feed asks
-of one; only the rows of a batch are ever dense. All of it is gathers on the column's own device, without a
-transfer to the host.
+of one; only the rows of a batch are ever dense, and `index_select`, which makes one, is gathers on the
+column's own device without a transfer to the host.
 """
 
 from abc import ABC, abstractmethod
