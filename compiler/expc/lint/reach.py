@@ -12,13 +12,18 @@ def rises(word: str) -> bool:
 
 
 def too_near(word: str, bound: float, floor: float) -> str:
-    """What a constant answer with that score does to a gate, in words; empty where the bound lies well beyond it."""
+    """What a constant answer with that score does to a gate, in words; empty where the bound lies well beyond it.
+
+    Nothing lies beyond a constant that is perfect: a gate on perfection is as good as can be.
+    """
     higher = rises(word)
-    reach = floor + MARGIN * (1 - floor) if higher else floor * (1 - MARGIN)
-    if not ((bound < reach) if higher else (bound > reach)):
+    if bound == floor == (1 if higher else 0):
         return ""
-    passes = bound <= floor if higher else bound >= floor
-    return "passes the gate" if passes else "is nearly enough for the gate"
+    if (bound <= floor) if higher else (bound >= floor):
+        return "passes the gate"
+    reach = floor + MARGIN * (1 - floor) if higher else floor * (1 - MARGIN)
+    near = (bound < reach) if higher else (bound > reach)
+    return "is nearly enough for the gate" if near else ""
 
 
 def further(word: str, floor: float, *, instead: str = "f1") -> str:
