@@ -235,6 +235,8 @@ def _help(
         )
     if detail["type"] == "dict_type" and isinstance(value, str) and _is_component(value):
         return f"write `{{use: {value}}}`"
+    if detail["type"] == "list_type" and loc and loc[-1] == "seeds":
+        return "name each one, such as `[0, 1, 2]`"  # `3` may mean one of them, or how many
     if detail["type"] == "list_type" and isinstance(value, int | float | str):
         return f"write `[{_quoted(value)}]`"
     if detail["type"] == "value_error" and (advice := _told(detail)[1]):

@@ -660,24 +660,30 @@ class _Sweep:
             raise Locked(f"{root} is in use by another sweep") from None
         began, modules = time.monotonic(), len({task.argv[1] for task in picked})
 
+        named = "1 module" if modules == 1 else f"{modules} modules"
+
         def quit(code: int) -> None:
             clerk = self.clerk
             if clerk.stopping:
+                self._say("End     stopped in the smoke runs; nothing else was started")
                 self._quit(code)
             elif clerk.failed:
                 self._refuse(clerk.failed, root)
             else:
                 took = duration(time.monotonic() - began)
-                named = "1 module" if modules == 1 else f"{modules} modules"
                 self._say(f"Smoke   {named} ran two updates, {took}")
                 self._run()
 
+        self._say(f"Smoke   {named} that never ran: two updates first")
         quiet = Console(_CONSOLE, root / "sweep.log", quiet=True)
         self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet)
 
     def _refuse(self, failed: list[Task], root: Path) -> None:
         """A stage can't train two batches: say why, and start nothing."""
+        once: dict[str, Task] = {}
         for task in failed:
+            once.setdefault(task.key, task)  # runs may share it
+        for task in once.values():
             status = read_status(root / task.name) or Status()
             source = f"\n    from {status.source}" if status.source else ""
             self._say(f"Smoke   {task.argv[1]}: {status.label}: {status.reason}{source}")

@@ -52,3 +52,29 @@ def test_the_world_shown_has_every_key_and_lints(tmp_path: Path) -> None:
         f for f in check(spec, tmp_path).findings if Rule.registry[f.code].severity == "error"
     ]
     assert [f.message for f in errors] == []
+
+
+BOARDS = """\
+expc: 1
+name: shown
+about: Is the data in the docs data?
+stages:
+  main:
+    kind: supervised
+    model: {backbone: {use: resnet}}
+    heads: {legal: {use: linear_head, out: 1496}}
+    loss: {legal: {use: bce, target: legalMovesLabel}}
+    optim: {use: adamw}
+    until: {epochs: 2}
+"""
+
+
+def test_the_data_shown_lints(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+    shown = next(block for block in page.split("```yaml\n") if block.startswith("data:"))
+    data = shown.split("```")[0]
+    (file := tmp_path / "data/positions/a.feather").parent.mkdir(parents=True)
+    file.touch()
+    spec = tmp_path / "shown.yaml"
+    spec.write_text(BOARDS + "".join(f"    {line}\n" for line in data.splitlines()))
+    assert [f.message for f in check(spec, tmp_path).findings] == []

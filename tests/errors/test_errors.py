@@ -74,6 +74,8 @@ SAID = {
     "split_by_nothing": ("`digits` has no column `writer` to split by", "leave out `by`"),
     "split_by_mistyped": ("has no column `gmae` to split by", "did you mean `game`?"),
     "limit_of_two": ("`limit` is of groups or of rows", "write `limit: {rows: 1000}`"),
+    "seeds_as_a_number": ("`seeds` takes a list", "such as `[0, 1, 2]`"),
+    "axis_of_the_name": ("`name` can't be swept", "a path starts with a stage (`read`)"),
     "limit_without_groups": ("`split` does not say which rows make one", "`split: {by: ...}`"),
     "stream_without_window": ("`stream` needs `window`", "rows that are held"),
     "supervised_env_steps": ("`env_steps` is not a key", "only a stage with an environment"),

@@ -380,6 +380,10 @@ stages:
 def test_a_head_s_weights_can_be_handed_over(project: Path, init: str, wanted: list[str]) -> None:
     found = report(write(project, completed(TWO_STAGES.replace("INIT", init))))
     assert [finding.message for finding in found.findings] == wanted
+    if (
+        "heads.policy: {from: first}" in init
+    ):  # the name of the part goes there, not in place of ours
+        assert "`part:`" in found.findings[0].help
 
 
 def test_a_key_that_nobody_wrote_can_be_swept(project: Path) -> None:

@@ -59,9 +59,10 @@ def test_each_module_runs_once_before_the_first_run_and_never_again(project: Any
     )
     code, out = project.sweep()
     assert code == 0
-    first, second, *_ = out.splitlines()
-    assert "Smoke   2 modules ran two updates" in first
-    assert "Sweep   fake: 3 runs" in second
+    before, after, sweep, *_ = out.splitlines()
+    assert "Smoke   2 modules that never ran: two updates first" in before
+    assert "Smoke   2 modules ran two updates" in after
+    assert "Sweep   fake: 3 runs" in sweep
     assert smoked(project) == ["lr=1,seed=0/read", "other,seed=0/read"]
     assert project.started() == ["lr=1,seed=0/read", "lr=2,seed=0/read", "other,seed=0/read"]
 
@@ -96,11 +97,20 @@ def test_if_one_fails_nothing_is_started(project: Any) -> None:
     assert "from specs/x.yaml:4:9" in out
     assert "nothing was started; --no-smoke runs it all the same" in out
     assert not (project.root / "runs/fake/events.jsonl").exists()
-    assert out.count("\n") == 4
+    assert out.count("\n") == 5
 
     code, out = project.sweep("--no-smoke")
     assert code == 1 and "Smoke" not in out
     assert project.started() == ["good,seed=0/read", "bad,seed=0/read"]
+
+
+def test_a_failure_that_runs_share_is_told_once(project: Any) -> None:
+    bad = "stage read other.py -- --do diverge --seed 0; stage write {} --after read -- --seed 0"
+    project.plan(f"run a 0; {bad.format('stage.py')}", f"run b 0; {bad.format('third.py')}")
+    (project.folder / "third.py").write_text((project.folder / "stage.py").read_text())
+    code, out = project.sweep()
+    assert code == 1
+    assert out.count("generated/fake/other.py: failed(diverged)") == 1
 
 
 def test_a_stage_is_tried_with_those_before_it(project: Any) -> None:
@@ -142,10 +152,11 @@ def test_a_sweep_that_is_stopped_in_its_smoke_runs_starts_nothing(project: Any) 
     pids = project.root / "runs/fake.smoke/a,seed=0/read/pids"
     sweeps.wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2, "hanging stage")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == 143
     assert (pids.parent / "saved").exists()
     assert not (project.root / "runs/fake/events.jsonl").exists()
+    assert "stopped in the smoke runs; nothing else was started" in out
 
 
 def test_few_runs_cover_many_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

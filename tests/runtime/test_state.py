@@ -668,6 +668,14 @@ def test_a_remark_that_a_run_makes_twice_is_of_one_run(tmp_path: Path) -> None:
     assert text.count("boundaries come in runs") == 1
 
 
+def test_what_is_said_of_one_run_stands_under_one_heading(tmp_path: Path) -> None:
+    task = Task(1, "a,seed=0", "a", "0", "read", key="k")
+    status = Status(state="done", key=task.key, attempt=1, seconds=3.0)
+    fill(tmp_path, task, status, finished(task.key, 0.9, 0.1, ("no better\n  than this", "late")))
+    told = table([task], tmp_path).partition("warning ")[2]
+    assert told == "read of a,seed=0:\n    no better\n      than this\n    late\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

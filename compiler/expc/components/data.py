@@ -96,7 +96,7 @@ class DataSlot(Params):
         if self.limit is not None and self.limit.groups is not None and self.split.by is None:
             raise ValueError(
                 "is limited to groups, and `split` does not say which rows make one\n"
-                "name their column with `split: {by: ...}`"
+                "name their column with `split: {by: ...}`, or write `limit: {rows: 1000}`"
             )
         return self
 

@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -115,11 +116,15 @@ class _Note:
     log: str
     count: int = 0
 
-    def __str__(self) -> str:
+    @property
+    def heading(self) -> str:
         more = f" and {self.count - 1} more" if self.count > 1 else ""
+        return f"{self.label} of {self.run}{more}:"
+
+    @property
+    def body(self) -> str:
         log = f"\n    {self.log}" if self.log else ""
-        text = self.text.replace("\n", "\n    ")
-        return f"{self.label} of {self.run}{more}:\n    {text}{log}"
+        return "    " + self.text.replace("\n", "\n    ") + log
 
 
 def table(tasks: Iterable[Task], root: Path) -> str:
@@ -147,7 +152,9 @@ def table(tasks: Iterable[Task], root: Path) -> str:
                 notes[key] = note
     parts = [_block(stage, list(rows.values())) for stage, rows in stages.items()]
     if notes:
-        parts.append("\n".join(str(note) for note in notes.values()))
+        told = groupby(notes.values(), key=lambda note: note.heading)
+        lines = [line for heading, of in told for line in (heading, *(note.body for note in of))]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 

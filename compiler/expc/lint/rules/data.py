@@ -86,7 +86,7 @@ class GateBelowFloor(StageRule):
                     f"a constant answer {says}: it reaches {floor:.4g} on `{split}/{edge.key}`, "
                     f"and `{word}` is {bound:g}",
                     at.experiment.value(*stage.path, "until", word),
-                    why=_uneven(edge.target, column),
+                    why=_uneven(edge.target, column, answers=use.name if use else ""),
                     help=further(word, floor, instead=_harder(stage, program, facts, edge, split)),
                     notes=(
                         Note(at.experiment.key(*edge.op.path), f"`{edge.key}` is measured here"),
@@ -94,8 +94,10 @@ class GateBelowFloor(StageRule):
                 )
 
 
-def _uneven(name: str, column: Column | None) -> str:
+def _uneven(name: str, column: Column | None, *, answers: str) -> str:
     if column is not None and column.labels is not None and column.shares is not None:
+        if answers in ("f1", "sample_f1"):  # `no` everywhere scores 0 there
+            return f"it says yes to the most frequent labels of column `{name}`, and no to the rest"
         no = 100 * (1 - column.shares.mean)
         return f"{no:.2f} % of the labels in column `{name}` are no, so `no` is right nearly always"
     if column is not None and column.classes is not None:

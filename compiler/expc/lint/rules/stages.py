@@ -589,6 +589,8 @@ class UnknownPart(SpecRule):
                     path = (*stage.path, key, part, "part" if start.part else "from")
                     hint = suggest(given, there.parts)
                     parts = f"parts: {listed(there.parts)}"
+                    if hint and not start.part:
+                        hint = f"say which with `part:`; {hint}"
                     yield self.finding(
                         f"stage `{there.name}` has no part `{given}` to give",
                         experiment.value(*path),

@@ -48,7 +48,9 @@ class UnknownAxis(AxisRule):
             top = path.partition(".")[0]
             stages = f"a path starts with a stage ({listed(experiment.stages)}) or `model`"
             yield self.finding(
-                f"the spec has no `{path}`",
+                f"`{path}` can't be swept"
+                if path in document.tree.data
+                else f"the spec has no `{path}`",
                 span,
                 why="the sweep would change nothing",
                 help=hint
