@@ -386,6 +386,16 @@ def test_a_head_s_weights_can_be_handed_over(project: Path, init: str, wanted: l
         assert "`part:`" in found.findings[0].help
 
 
+def test_a_circle_that_only_a_condition_closes_is_told(project: Path) -> None:
+    """Compile and plan would stop at it."""
+    text = completed(TWO_STAGES.replace("INIT", "{backbone: {from: first}}"))
+    back = "{first.init: {backbone: {from: second}}}"
+    found = report(write(project, f"{text}sweep: {{conditions: {{plain: {{}}, back: {back}}}}}\n"))
+    assert [finding.message for finding in found.findings if finding.code == "XC202"] == [
+        "stages wait for each other: `first` -> `second` -> `first`"
+    ]
+
+
 def test_a_key_that_nobody_wrote_can_be_swept(project: Path) -> None:
     spec = completed(TWO_STAGES.replace("INIT", "{backbone: {from: first}}"))
     spec += "sweep: {grid: {second.init.backbone.best: [null, digit]}}\n"

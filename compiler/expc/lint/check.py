@@ -149,13 +149,14 @@ def _as_meant(written: Document) -> Document:
 
 def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
     experiment = resolve(written)
-    circle = _circle(experiment)
-    found += circle
     for axis_rule in _of(AxisRule):
         found += axis_rule.check(written, experiment)
     swept, base = known_axes(written, experiment)
     space, misfits = explore(swept, base)
     found += misfits
+    orders = (experiment, *(variant.experiment for variant in space.variants))
+    circle = [finding for each in orders for finding in _circle(each)]
+    found += circle
     for at in _points(swept, base, space, found):
         found += _on_point(at)
     for sweep_rule in _of(SweepRule):
