@@ -51,11 +51,12 @@ METRICS = (
     Component(
         "metric", "f1", "F1 of yes over all answers", Threshold,
         "expc_runtime.metrics:F1", _YES_NO, better="higher",
-        traits=frozenset({"constant_all_yes"}),
+        traits=frozenset({"constant_all_yes", "finds_yes"}),
     ),
     Component(
         "metric", "sample_f1", "F1 of each row's yes answers, mean over rows", Threshold,
         "expc_runtime.metrics:SampleF1", _YES_NO, better="higher",
+        traits=frozenset({"finds_yes", "by_row"}),
     ),
     Component(
         "metric", "exact_match", "share of rows with every answer right", Threshold,

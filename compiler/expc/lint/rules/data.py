@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from expc.components import built_in
+from expc.components.core import Use
 from expc.experiment import Experiment, Stage
 from expc.facts import Column, Damaged, StageFacts
 from expc.findings import Finding, Note, Span, listed
@@ -86,7 +88,7 @@ class GateBelowFloor(StageRule):
                     f"a constant answer {says}: it reaches {floor:.4g} on `{split}/{edge.key}`, "
                     f"and `{word}` is {bound:g}",
                     at.experiment.value(*stage.path, "until", word),
-                    why=_uneven(edge.target, column, answers=use.name if use else ""),
+                    why=_uneven(edge.target, column, finds_yes="finds_yes" in _traits(use)),
                     help=further(word, floor, instead=_harder(stage, program, facts, edge, split)),
                     notes=(
                         Note(at.experiment.key(*edge.op.path), f"`{edge.key}` is measured here"),
@@ -94,9 +96,13 @@ class GateBelowFloor(StageRule):
                 )
 
 
-def _uneven(name: str, column: Column | None, *, answers: str) -> str:
+def _traits(use: Use | None) -> frozenset[str]:
+    return use.component.traits if use is not None else frozenset()
+
+
+def _uneven(name: str, column: Column | None, *, finds_yes: bool) -> str:
     if column is not None and column.labels is not None and column.shares is not None:
-        if answers in ("f1", "sample_f1"):  # `no` everywhere scores 0 there
+        if finds_yes:  # `no` everywhere scores 0 there
             return f"it says yes to the most frequent labels of column `{name}`, and no to the rest"
         no = 100 * (1 - column.shares.mean)
         return f"{no:.2f} % of the labels in column `{name}` are no, so `no` is right nearly always"
@@ -113,7 +119,12 @@ def _harder(stage: Stage, program: Program, facts: StageFacts, edge: Edge, split
     """A metric on which a constant answer does worse: one that the stage has, with its floor, else one to add."""
     if edge.target not in facts.columns or edge.reads is ClassLogits:
         return ""
-    wanted = "sample_f1" if facts.columns[edge.target].labels is not None else "f1"
+    by_row = facts.columns[edge.target].labels is not None
+    wanted = next(
+        name
+        for name, metric in built_in("metric").items()
+        if "finds_yes" in metric.traits and ("by_row" in metric.traits) == by_row
+    )
     for other in metrics(program):
         use = use_of(stage, other)
         if use is None or use.name != wanted or other.head != edge.head:
