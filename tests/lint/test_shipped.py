@@ -71,6 +71,8 @@ def test_fix_mends_what_is_safe(tmp_path: Path) -> None:
 
 MUTATIONS = [
     ("lr: 3.0e-3,", "lr: 3e-3,", "XC001"),
+    ("at_least: 0.97", "at_least: 97.0", "XC225"),
+    ("at_least: 0.97", "below: 1.5", "XC225"),
     ("use: adamw, lr: 3.0e-3,", "use: adam, lr: 3.0e-3,", "XC408"),
     ("clip: 1.0", "compile: off", "XC002"),
     ("clip: 1.0", "clip: 1:30", "XC003"),

@@ -35,7 +35,7 @@ _YES_NO = (Form((Prob, Prob)), Form((BinaryLogits, Prob)))
 METRICS = (
     Component(
         "metric", "accuracy", "share of right answers", Accuracy, better="higher",
-        traits=frozenset({"constant_by_majority"}),
+        traits=frozenset({"constant_by_majority", "share"}),
         forms=(
             Form((ClassLogits, ClassId), "expc_runtime.metrics:Accuracy"),
             Form((ClassLogits, ClassProbs), "expc_runtime.metrics:Accuracy"),
@@ -46,26 +46,28 @@ METRICS = (
     Component(
         "metric", "brier", "mean squared error of a probability", Nothing,
         "expc_runtime.metrics:Brier", (Form((Prob, Prob)),), better="lower",
-        traits=frozenset({"constant_by_variance"}),
+        traits=frozenset({"constant_by_variance", "share"}),
     ),
     Component(
         "metric", "f1", "F1 of yes over all answers", Threshold,
         "expc_runtime.metrics:F1", _YES_NO, better="higher",
-        traits=frozenset({"constant_all_yes", "finds_yes"}),
+        traits=frozenset({"constant_all_yes", "finds_yes", "share"}),
     ),
     Component(
         "metric", "sample_f1", "F1 of each row's yes answers, mean over rows", Threshold,
         "expc_runtime.metrics:SampleF1", _YES_NO, better="higher",
-        traits=frozenset({"finds_yes", "by_row"}),
+        traits=frozenset({"finds_yes", "by_row", "share"}),
     ),
     Component(
         "metric", "exact_match", "share of rows with every answer right", Threshold,
         "expc_runtime.metrics:ExactMatch", _YES_NO, better="higher",
+        traits=frozenset({"share"}),
     ),
     Component(
         "metric", "top_k", "share of rows whose class is among the k best", TopK,
         "expc_runtime.metrics:TopK",
         (Form((ClassLogits, ClassId)), Form((ClassLogits, ClassProbs))), better="higher",
+        traits=frozenset({"share"}),
     ),
     Component(
         "metric", "mae", "mean absolute error", Nothing,

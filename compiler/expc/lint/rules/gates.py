@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from expc.components.core import Use
 from expc.experiment import Stage
-from expc.findings import Finding, listed
+from expc.findings import Finding, Span, listed
 from expc.lint.core import StageRule
 from expc.lint.readings import gate_of
 from expc.sweep import Variant
@@ -94,6 +94,72 @@ class GateHidesStatistics(StageRule):
 
 def _told(parts: list[str]) -> str:
     return f"{listed(parts)} {'keep' if len(parts) > 1 else 'keeps'}"
+
+
+class GateOutOfRange(StageRule):
+    """A threshold lies where the metric never is, or always.
+
+    Accuracies, F1 scores and Brier scores are between 0 and 1. A gate at 97 is never met, and the stage fails when its
+    budget is spent; one at 0 opens after the first epoch, on anything.
+
+    ## Bad
+    ```yaml
+    until: {metric: accuracy, at_least: 97.0, budget: {epochs: 12}}
+    ```
+
+    ## Good
+    ```yaml
+    until: {metric: accuracy, at_least: 0.97, budget: {epochs: 12}}
+    ```
+    """
+
+    code, name = "XC225", "gate-out-of-range"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        until = gate_of(stage)
+        if until is None or not until.metric or until.bound is None:
+            return
+        use = stage.maps.get("metrics", {}).get(until.metric.rpartition("/")[2])
+        if use is None or "share" not in use.component.traits:
+            return
+        word, bound = until.bound
+        ends = [_meets(word, bound, end) for end in (0.0, 1.0)]
+        if all(ends) or not any(ends):
+            span = at.experiment.value(*stage.path, "until", word)
+            yield (
+                self._always(until.metric, span)
+                if all(ends)
+                else self._never(until.metric, bound, span)
+            )
+
+    def _never(self, metric: str, bound: float, span: Span) -> Finding:
+        meant = f"did you mean {bound / 100:g}?" if 1 < bound <= 100 else "use a bound within"
+        return self.finding(
+            f"no `{metric}` gets there: it lies between 0 and 1",
+            span,
+            why="the stage would spend its whole budget, and then fail",
+            help=meant,
+        )
+
+    def _always(self, metric: str, span: Span) -> Finding:
+        return self.finding(
+            f"every `{metric}` meets this: it lies between 0 and 1",
+            span,
+            why="the gate would open after the first epoch, whatever was learned",
+            help="use a bound within, or leave the gate out",
+        )
+
+
+def _meets(word: str, bound: float, value: float) -> bool:
+    match word:
+        case "at_least":
+            return value >= bound
+        case "above":
+            return value > bound
+        case "at_most":
+            return value <= bound
+        case _:
+            return value < bound
 
 
 class StatisticsNobodyKeeps(StageRule):
