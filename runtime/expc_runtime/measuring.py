@@ -181,15 +181,16 @@ class Figures:
         if not gaps or not self._keeps:
             return
         key = max(gaps, key=lambda key: abs(gaps[key]))
-        remedy = (
-            "they were averaged anew: what is left is the batch itself; a larger one is nearer"
+        why = (
+            "batch norm reads each batch in train mode, averages over the rows in eval mode; larger "
+            "batches are nearer to those"
             if self._reestimated
-            else "`norm_statistics: reestimated` averages them anew before each measurement"
+            else "the running statistics of batch norm are not those of the rows. `norm_statistics: "
+            "reestimated` averages them anew before each measurement"
         )
         self._warn(
             f"{key} is {self.other[key]:.4f} in train mode and {self.last[key]:.4f} in eval mode "
-            f"at update {self._module.updates}: the running statistics of batch norm are not those "
-            f"of the rows. {remedy}",
+            f"at update {self._module.updates}: {why}",
             once="modes",
         )
 
