@@ -409,14 +409,22 @@ def alternatives(annotation: Any) -> Iterator[Any]:
     elif origin is list:
         yield from ([a, b] for a, b in itertools.pairwise(alternatives(inner[0])))
         yield from ([a] for a in alternatives(inner[0]))
+        yield from ([a] * 4 for a in alternatives(inner[0]))  # one for each stage of a resnet
     elif origin is dict:
         yield {"best": "val/loop"}
         yield {"image": "image"}
         yield {"features": "drift"}
         yield {"readings": "features", "level": "prob", "drift": "real"}
         yield {"backbone": {"file": "other.pt"}}
+        yield {
+            "id": "group",
+            "boardIdPositions": "features",
+            "piecesInHand": "features",
+            "legalMovesLabel": "prob",
+            "resultValue": "prob",
+        }
     elif annotation is int:
-        yield from (3, 5, 7, 5000)
+        yield from (3, 4, 5, 7, 5000)
     elif annotation is float:
         yield from (0.375, 0.75, 1.5, 0.25)
     elif annotation is bool:
@@ -546,7 +554,7 @@ def _inside(key: str, value: Any) -> Iterator[str]:
 
 def test_every_component_is_among_the_knobs() -> None:
     """The walk above sees only what the specs use: they must use everything."""
-    seen = {name.partition(".")[0] for spec in wholes() for name, _, _ in knobs(spec)}
+    seen = {name.rpartition(".")[0] for spec in wholes() for name, _, _ in knobs(spec)}
     for family in components.FAMILIES:
         for name, component in components.built_in(family).items():
             if component.fields():

@@ -653,7 +653,7 @@ def hit_by(number: int, at: int) -> Callable[[Any], Module]:
 
     class Hit(Small):
         def update(self, batch: Batch) -> None:
-            if self.updates == at:
+            if self.updates == at and self._live.rehearsed is None:
                 os.kill(os.getpid(), number)
             super().update(batch)
 

@@ -437,14 +437,6 @@ def test_jobs_run_at_the_same_time_and_no_more_than_that(project: Project) -> No
     assert [p.read_text() for p in project.root.glob("most-*")] == ["2"] * 4
 
 
-@pytest.fixture
-def as_in_a_terminal() -> Iterator[None]:
-    """SIGINT is not ignored, as it is in a shell's background, where a sweep would ignore it too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_lets_stages_save_and_leaves_nothing_behind(
