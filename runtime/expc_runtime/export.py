@@ -9,13 +9,11 @@ import inspect
 import json
 import os
 import sys
-import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from expc_runtime.checkpoint import LAST, Manifest, Store, load_weights
 from expc_runtime.data.packed import Packed
 from expc_runtime.errors import MissingInput, StageError
 from expc_runtime.flags import Run
+from expc_runtime.generated import configured, imported, only
 from expc_runtime.module import Module
 from expc_runtime.provenance import project_root
 from expc_runtime.state import Result, read_result, resolve
@@ -167,61 +166,23 @@ def _build(folder: Path, result: Result) -> Module:
     path = project_root(folder) / result.module
     if not path.is_file():
         raise MissingInput(f"{folder} was made by {path}, which is not there")
-    python = _import(path)
+    root = str(project_root(path))
+    if root not in sys.path:
+        sys.path.append(root)  # a user's own classes are imported from the root
+    python = imported(path)
     program = getattr(python, "PROGRAM", "")
     if program != result.program:
         raise MissingInput(
             f"{path} was compiled anew since: it is program {program}, the run is {result.program}; "
             "its provenance.json names the commit"
         )
-    own = [
-        c for c in vars(python).values() if isinstance(c, type) and c.__module__ == python.__name__
-    ]
-    build, config = _only(own, Module, path), _only(own, Run, path)
+    build, config = only(python, Module), only(python, Run)
     torch_state = torch.get_rng_state()
     try:
-        module: Module = build(_config(config, result.config))
+        module: Module = build(configured(config, result.config))
     finally:
         torch.set_rng_state(torch_state)  # loading a model must not change the caller's draws
     return module
-
-
-def _import(path: Path) -> ModuleType:
-    name = f"_expc_loaded_{path.stem}_{abs(hash(str(path)))}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[name] = python  # dataclasses and type hints look themselves up there
-    root = str(project_root(path))
-    if root not in sys.path:
-        sys.path.append(root)  # a user's own classes are imported from the root
-    try:
-        spec.loader.exec_module(python)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return python
-
-
-def _only(classes: Sequence[type], base: type, path: Path) -> type[Any]:
-    found = [c for c in classes if issubclass(c, base)]
-    if len(found) != 1:
-        raise MissingInput(f"{path} defines {len(found)} classes of {base.__name__}, not one")
-    return found[0]
-
-
-def _config(config: type[Any], values: Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(config)
-    known = {f.name for f in fields(config)}
-    return config(**{k: _typed(v, hints[k]) for k, v in values.items() if k in known})
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """JSON has neither tuples nor a difference between 1 and 1.0."""
-    kinds = [typing.get_origin(k) or k for k in (*typing.get_args(hint), hint)]
-    if isinstance(value, list) and tuple in kinds:
-        return tuple(value)
-    return float(value) if hint is float else value
 
 
 def _heads(module: nn.Module, example: tuple[Tensor, ...]) -> list[str]:

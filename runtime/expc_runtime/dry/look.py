@@ -1,15 +1,12 @@
 """One stage with its values: built, handed its weights, driven through one batch. Nothing has data."""
 
 import contextlib
-import importlib.util
 import io
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from expc_runtime.checkpoint import clean_keys
 from expc_runtime.dry.headers import header_of, tensors_of
 from expc_runtime.dry.memory import Kept, Sizes, state_bytes, storage_bytes
 from expc_runtime.flags import Run, parse
+from expc_runtime.generated import imported, only
 from expc_runtime.guards import untrained
 from expc_runtime.module import HALF, Batch, Module, Records
 
@@ -120,8 +118,8 @@ class Look:
         """Look; never raises for what the stage's code does."""
         with contextlib.suppress(_Stop):
             with self._noting("import"):
-                python = _module(self.path)
-                build, config = _class(python, Module), _class(python, Run)
+                python = imported(self.path)
+                build, config = only(python, Module), only(python, Run)
             cfg = self._values(config)
             with self._noting("build"), torch.device("meta"):
                 module = build(cfg)
@@ -433,22 +431,6 @@ class Look:
 _NOT_OWN = frozenset({"site-packages", "dist-packages", "expc_runtime"})
 
 
-def _module(path: Path) -> ModuleType:
-    name = f"_expc_dry_{path.stem}_{abs(hash(str(path)))}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    python = importlib.util.module_from_spec(spec)
-    sys.modules[name] = python  # dataclasses and type hints look themselves up there
-    try:
-        spec.loader.exec_module(python)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return python
-
-
 def _faked(module: Module) -> Module:
     """Its tensors, from the meta device to fake ones: the same, but they say that they are on the CPU.
 
@@ -460,11 +442,6 @@ def _faked(module: Module) -> Module:
             if isinstance(value, Tensor) and value.is_meta:
                 setattr(part, name, torch.empty_like(value, device="cpu"))
     return module
-
-
-def _class(python: ModuleType, base: type) -> Any:
-    own = [c for c in vars(python).values() if isinstance(c, type) and issubclass(c, base)]
-    return next(c for c in own if c.__module__ == python.__name__)
 
 
 def _multiplies(part: nn.Module, given: tuple[Any, ...]) -> None:
