@@ -13,6 +13,7 @@ from expc_runtime.flags import Run
 from expc_runtime.log import Log
 from expc_runtime.provenance import project_root
 from expc_runtime.state import SMOKE, Claim, claim, identity
+from expc_runtime.state.identity import planned
 from expc_runtime.trace import annotate
 
 __all__ = ["Attempt", "attempt"]
@@ -54,7 +55,9 @@ def attempt(
     try:
         made_by = parents(out)
         key = identity(program, asdict(cfg), made_by)
-        with claim(out, key, program=program, module=_relative(file, root)) as stage:
+        changed = {name: getattr(cfg, name) for name in planned(asdict(cfg))}
+        module = _relative(file, root)
+        with claim(out, key, program=program, module=module, changed=changed) as stage:
             if stage.verdict == "done":
                 print(f"{cfg.out}: done already, nothing to do", flush=True)
                 return 0

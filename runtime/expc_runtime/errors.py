@@ -16,6 +16,7 @@ __all__ = [
     "DiskFull",
     "Diverged",
     "GateNotMet",
+    "Leak",
     "Locked",
     "MissingInput",
     "MissingOutput",
@@ -78,8 +79,15 @@ class MissingOutput(StageError):
 class OutOfMemory(StageError):
     """The device or the host has no memory left."""
 
-    failure = "out_of_memory"
+    failure = "oom"
     code = 71
+
+
+class Leak(StageError):
+    """Memory grew from update to update until none was left: a smaller batch only delays it."""
+
+    failure = "leak"
+    code = 72
 
 
 class Locked(StageError):
@@ -110,6 +118,7 @@ _KNOWN: tuple[type[StageError], ...] = (
     MissingInput,
     MissingOutput,
     OutOfMemory,
+    Leak,
     Locked,
     DiskFull,
     Preempted,

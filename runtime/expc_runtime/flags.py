@@ -24,6 +24,7 @@ class Run:
     out: str = ""
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     smoke: bool = False  # two updates and one val batch: does it run at all?
+    planned: str = ""  # what a retry changed, as planned: {"precision": "16-mixed"}
 
 
 R = TypeVar("R", bound=Run)

@@ -226,7 +226,7 @@ class Fixed:
     [
         (ValueError("too small"), 2, "failed(bad_value)"),
         (RuntimeError("odd"), 1, "failed(crash)"),
-        (MemoryError(), 71, "failed(out_of_memory)"),
+        (MemoryError(), 71, "failed(oom)"),
     ],
 )
 def test_a_failure_is_a_state_and_an_exit_code(

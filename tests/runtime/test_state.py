@@ -428,6 +428,7 @@ def test_values_are_read_from_text_as_the_command_line_reads_them(module: Path) 
         "seed": 3,
         "out": "",
         "device": "auto",
+        "planned": "",
         "smoke": True,
         "lr": 1e-4,
         "batch": 64,

@@ -28,7 +28,7 @@ from expc.ir import (
 from expc.source import KeyPath
 
 _TAKEN_FIELDS = frozenset(
-    {"seed", "out", "device", "smoke", "int", "float", "str", "bool", "tuple"}
+    {"seed", "out", "device", "smoke", "planned", "int", "float", "str", "bool", "tuple"}
 )
 """Flags of every run, and the types that the fields of `Config` are declared with."""
 

@@ -2,10 +2,11 @@
 
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,8 +24,15 @@ Verdict = Literal["fresh", "resume", "done"]
 _BEAT = 1.0  # seconds between two writes of a running status
 
 
-def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Claim":
-    """Take ``folder`` for the stage instance ``key``.
+def claim(
+    folder: Path,
+    key: str,
+    *,
+    program: str = "",
+    module: str = "",
+    changed: Mapping[str, Any] | None = None,
+) -> "Claim":
+    """Take ``folder`` for the stage instance ``key``; ``changed`` are settings that a retry changed.
 
     The claim's ``verdict`` says what is there: ``done`` (result.json proves it), ``resume`` (same
     key, not done) or ``fresh``. A folder of another key is renamed aside first.
@@ -60,6 +68,9 @@ def claim(folder: Path, key: str, *, program: str = "", module: str = "") -> "Cl
         pid=os.getpid(),
         process=process_start(os.getpid()),
         host=socket.gethostname(),
+        job=os.environ.get("EXPC_JOB", ""),
+        devices=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        changed=dict(changed or {}),
     )
     write_status(folder, running)
     verdict: Verdict = "resume" if same else "fresh"
@@ -173,6 +184,9 @@ class Claim:
             module=result.module or self._module,
             attempt=self.status.attempt,
             seconds=self._seconds(),
+            changed=self.status.changed,
+            host=self.status.host,
+            memory={"host": _peak(), **result.memory},
         )
         write_json(self.folder / "result.json", asdict(whole), durable=True)
         self._end(state=whole.state, reason=whole.reason, code=0)
@@ -224,6 +238,11 @@ class Claim:
 
     def _seconds(self) -> float:
         return round(self._earlier + time.monotonic() - self._clock, 3)
+
+
+def _peak() -> int:
+    """Bytes that this process held in memory at its largest."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _lock(folder: Path) -> int:

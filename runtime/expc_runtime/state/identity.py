@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from expc_runtime.errors import BadValue
 from expc_runtime.state.records import read_result, read_status
 
-__all__ = ["SMOKE", "identity", "parent_key", "resolve", "run_name", "sibling"]
+__all__ = ["SMOKE", "identity", "parent_key", "planned", "resolve", "run_name", "sibling"]
 
 SMOKE = ".smoke"  # ends the name of a folder in which smoke runs work
 
 # Where a run is kept and what computes it do not change what it is.
-_NOT_IDENTITY = frozenset({"out", "device"})
+_NOT_IDENTITY = frozenset({"out", "device", "planned"})
 _NAME_BYTES = 200  # of 255 that a file system takes; ".was-<key>" and a number may follow
 
 
@@ -22,12 +23,30 @@ def identity(program: str, config: Mapping[str, Any], parents: Mapping[str, str]
 
     Args:
         program: the module's ``PROGRAM``.
-        config: every field of its ``Config`` (``out`` and ``device`` do not count).
+        config: every field of its ``Config`` (``out`` and ``device`` do not count). Settings that
+            a retry changed count as they were ``planned``: it is another try at the same instance.
         parents: key of each stage whose product it takes, by stage name.
     """
-    values = {name: _canonical(v) for name, v in config.items() if name not in _NOT_IDENTITY}
+    whole = {**config, **planned(config)}
+    values = {name: _canonical(v) for name, v in whole.items() if name not in _NOT_IDENTITY}
     text = json.dumps([program, values, dict(parents)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def planned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a retry changed, by name, as the plan has them.
+
+    Raises:
+        BadValue: ``planned`` is no JSON object of this config's fields.
+    """
+    text = config.get("planned") or "{}"
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not values.keys() <= config.keys():
+        raise BadValue(f"--planned takes a JSON object of settings of this stage, not {text}")
+    return values
 
 
 def _canonical(value: Any) -> Any:

@@ -10,7 +10,13 @@ from expc_runtime.errors import MissingInput
 
 __all__ = ["Declared", "read_program"]
 
-_RUN = {"seed": ("int", 0), "smoke": ("bool", False), "out": ("str", ""), "device": ("str", "auto")}
+_RUN = {
+    "seed": ("int", 0),
+    "smoke": ("bool", False),
+    "out": ("str", ""),
+    "device": ("str", "auto"),
+    "planned": ("str", ""),
+}
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ class Status:
     pid: int = 0
     process: int = 0
     host: str = ""
+    job: str = ""  # of a cluster: "slurm 123_4"
+    devices: str = ""  # CUDA_VISIBLE_DEVICES that it was given
+    changed: Mapping[str, Any] = field(default_factory=dict)  # by a retry: setting -> value now
+    tries: Mapping[str, int] = field(default_factory=dict)  # retries spent, by failure class
 
     @property
     def label(self) -> str:
@@ -77,7 +81,7 @@ class Result:
     ``metrics`` and ``floors`` share their names (``<split>/<name>``); a floor is the best that a
     constant answer reaches. ``gate`` is empty or has ``met`` (bool), ``otherwise`` and ``message``.
     ``extra`` holds what a kind of stage adds, such as provenance. `Claim.finish` fills key,
-    program, module, attempt and seconds.
+    program, module, attempt, seconds, changed, host and memory.
     """
 
     state: Literal["done", "smoke", "undefined"] = "done"
@@ -95,6 +99,9 @@ class Result:
     epoch: int = 0
     attempt: int = 0
     seconds: float = 0.0
+    changed: Mapping[str, Any] = field(default_factory=dict)  # by a retry: setting -> value now
+    host: str = ""
+    memory: Mapping[str, int] = field(default_factory=dict)  # peak bytes: "host", "device"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
