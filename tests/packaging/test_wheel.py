@@ -54,7 +54,7 @@ def test_the_wheel_holds_exactly_what_git_knows(
     [
         "expc/py.typed",
         "expc_runtime/py.typed",
-        "expc_runtime/sweep.bash",
+        "expc_runtime/sweep/sweep.bash",
         "expc_templates/__init__.py",
         "expc_templates/module.py.j2",
         "expc_templates/project/cookiecutter.json",

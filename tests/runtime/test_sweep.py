@@ -691,4 +691,4 @@ def test_runner_is_clean_shell() -> None:
     )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    subprocess.run([shellcheck, "-S", "style", RUNTIME / "sweep.bash"], check=True)
+    subprocess.run([shellcheck, "-S", "style", RUNTIME / "sweep/sweep.bash"], check=True)

@@ -15,7 +15,7 @@
 
 : "${experiment:?sweep.sh names it}" "${folder:?sweep.sh names it}"
 python=${PYTHON:-python}
-launch_py=$(dirname -- "${BASH_SOURCE[0]}")/launch.py
+launch_py=$(dirname -- "${BASH_SOURCE[0]}")/../launch.py
 declare -A pids=()    # of what runs, by id; each leads its own process group
 launcher=()           # words that take the place of $python; empty: plain python
 stopping='' killed=''
