@@ -3,10 +3,11 @@
 import os
 import shlex
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from expc_runtime.errors import StageError
@@ -42,6 +43,7 @@ class _Process:
     pid: int = 0
     start: int = 0
     watch: int = -1  # a descriptor that turns readable when the process ends
+    said: float = field(default_factory=time.monotonic)  # when a line last told of it
 
 
 @dataclass
@@ -108,6 +110,9 @@ class Clerk:
         self._stopping = ""
         self._code: int | None = None  # exit code of the attempt that ended last
         self._began = time.monotonic()
+        self._shell = os.getppid()  # sweep.bash: as long as it lives, so does the sweep
+        self._shell_start = process_start(self._shell)
+        self._quiet = _seconds(os.environ.get("EXPC_PROGRESS", ""), 60.0)
 
     def start(self) -> None:
         """Take stock of the plan and start what there are slots for.
@@ -169,6 +174,19 @@ class Clerk:
         bar = f"[{'#' * cells}{'-' * (30 - cells)}] {env['percent']}% {env['run_name']}"
         steps = f"step={env['step']}/{env['steps_target']}"
         self._console.bar(f"{bar} ({env['run_index']}/{env['total_runs']}) {steps}")
+        if not self._console.terminal:
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        """Now and then a line of each running stage, for who reads a log and not a bar."""
+        for process in self._running.values():
+            if self._quiet and time.monotonic() - process.said >= self._quiet:
+                process.said = time.monotonic()
+                attempt = process.attempt
+                status = read_status(self._root / attempt.task.name) or Status()
+                took = duration(attempt.seconds)
+                steps = f"{status.percent}%  step={status.step}/{status.steps_target}"
+                self._line("Run", f"{self._where(attempt.task)}  {steps}  {took}{self._eta()}")
 
     def orphaned(self) -> None:
         """End what runs: the shell that started it was killed and cannot any more."""
@@ -380,6 +398,10 @@ class Clerk:
             "blocked_count": count("blocked", 0),
             "skipped_count": count("skipped", 0),
             "undefined_count": count("undefined", 0),
+            "jobs": self._jobs,
+            "host": socket.gethostname(),
+            "runner_pid": self._shell,
+            "runner_start": self._shell_start,
         }
 
     def _quit(self) -> None:
@@ -404,6 +426,14 @@ class Clerk:
     def stopping(self) -> bool:
         """Whether a signal has asked it to end."""
         return bool(self._stopping)
+
+
+def _seconds(text: str, default: float) -> float:
+    """What an environment variable says; ``default`` where it says nothing that makes sense."""
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        return default
 
 
 def _state(result: Result) -> str:

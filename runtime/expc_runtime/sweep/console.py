@@ -19,6 +19,11 @@ class Console:
         self._terminal = os.isatty(self._fd)
         self._bar = 0
 
+    @property
+    def terminal(self) -> bool:
+        """Whether there is a bar, renewed in place; else a line now and then tells how far it is."""
+        return self._terminal
+
     def line(self, text: str) -> None:
         clear = "\r" + " " * self._bar + "\r" if self._bar else ""
         self._bar = 0

@@ -37,7 +37,8 @@ usage: $0 [--list | --status] [--only RUN-GLOB] [--jobs N] [--smoke | --no-smoke
   --smoke           two updates of each, in a folder of their own: does it run at all?
   --no-smoke        do not begin with two updates of every module that has never run
 environment: PYTHON, JOBS, EXPC_LAUNCHER=0 (no fork launcher), EXPC_GRACE (seconds from TERM to KILL),
-             OMP_NUM_THREADS (a run's threads; its share of the cores when not set)
+             OMP_NUM_THREADS (a run's threads; its share of the cores when not set),
+             EXPC_PROGRESS (seconds between two lines of a running stage without a terminal; 60, 0: none)
 USAGE
 }
 
