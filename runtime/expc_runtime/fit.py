@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from expc_runtime import norms
 from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
@@ -54,6 +55,7 @@ def fit(
     init: Mapping[str, Origin] | None = None,
     frozen: Mapping[str, Origin] | None = None,
     norm_statistics: NormStatistics = "running",
+    microbatch: float = 1.0,
     file: str,
     program: str,
 ) -> int:
@@ -70,6 +72,10 @@ def fit(
         norm_statistics: ``reestimated`` replaces the running statistics of batch norm, before each
             measurement, by their mean over at most `norms.AVERAGED` rows of the train split.
             Training goes on from these, and they are in what is saved and handed on.
+        microbatch: the share of a batch that goes through the net at once; gradients are gathered,
+            and each optimizer steps once for the batch. Of a loss that is a mean over rows they are
+            those of the whole batch, to rounding; batch norm reads the parts, and so does a mean
+            over something else than rows.
         file: the caller's ``__file__``; the project root is the nearest folder above it with a
             pyproject.toml or .git, and ``cfg.out`` is relative to that.
         program: names the program; with the values and parents it makes the stage's key.
@@ -92,6 +98,7 @@ def fit(
             init=dict(init or {}),
             frozen=dict(frozen or {}),
             norm_statistics=norm_statistics,
+            microbatch=microbatch,
             file=file,
             program=program,
             root=at.root,
@@ -119,6 +126,7 @@ class Training:
     init: dict[str, Origin]
     frozen: dict[str, Origin]
     norm_statistics: NormStatistics
+    microbatch: float
     file: str
     program: str
     root: Path
@@ -185,7 +193,13 @@ class Training:
             self.precision,
             total_updates=self.total,
             updates_per_epoch=feed.updates_per_epoch,
+            microbatch=self.microbatch,
         )
+        if self.microbatch < 1 and norms.running(module):
+            self.warn(
+                f"microbatch {self.microbatch:g}: batch norm reads each part of a batch by itself, "
+                "so this is not the training of the whole batch"
+            )
         if lost := untrained(module):
             self.warn(f"no optimizer trains {_some(lost)}")
         self.figures = Figures(
@@ -261,7 +275,7 @@ class Training:
             return
         if "pulls" not in self.told:
             self.told.add("pulls")
-            if text := faint(pulls(module, module.last_batch)):
+            if text := faint(pulls(module, module.pieces(module.last_batch)[0])):
                 self.warn(text)
         if self.unmoved.due or (epoch_ended and self.unmoved.stepped):
             if names := self.unmoved.names():

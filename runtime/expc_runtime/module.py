@@ -5,6 +5,7 @@ optimizer with clipping, and turns float16 on a CPU into bfloat16 without a word
 chunk of updates for each `training_step` makes its cost per update disappear.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import monotonic
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
+from expc_runtime.errors import BadValue
 from expc_runtime.metrics import Answers
 from expc_runtime.optim import Drive, NonFinite
 from expc_runtime.ports import Latent
@@ -96,10 +98,12 @@ class _Live:
         "before",
         "epoch",
         "flush",
+        "gathered",
         "origin",
         "records",
         "rehearsed",
         "rows",
+        "share",
         "updates",
         "wake",
         "woken",
@@ -110,6 +114,8 @@ class _Live:
         self.updates = 0
         self.epoch = 0
         self.rows = 1
+        self.share = 1.0  # of the batch that goes through the net now
+        self.gathered: list[str] = []  # drives that its parts called `step` for, in order
         self.batch: Any = None
         self.before: Any = None  # the batch before it, for a flag that is read one step late
         self.rehearsed: Callable[[tuple[str, Tensor]], None] | None = None
@@ -140,6 +146,8 @@ class Module(pl.LightningModule):
         self._half: torch.dtype | None = None
         self._autocast: AbstractContextManager[Any] = nullcontext()
         self._held: tuple[nn.Module, ...] = ()
+        self._parts = 1
+        self._in_order = True  # no module is called once a drive has stepped, as far as is known
 
     # What a generated class gives.
 
@@ -191,10 +199,14 @@ class Module(pl.LightningModule):
     def step(self, name: str, total: Tensor) -> None:
         """Backward from ``total`` and move the parameters of drive ``name``; see `Drive.step`."""
         live = self._live
-        if live.rehearsed is None:
+        if live.rehearsed is not None:
+            live.rehearsed((f"total_{name}", total))
+        elif live.share == 1.0:
             self._drives[name].step(total)
         else:
-            live.rehearsed((f"total_{name}", total))
+            self._drives[name].gather(total, live.share)
+            if name not in live.gathered:
+                live.gathered.append(name)
 
     @contextmanager
     def only(self, *nets: nn.Module) -> Iterator[None]:
@@ -253,19 +265,34 @@ class Module(pl.LightningModule):
 
     # What `fit` calls.
 
-    def start(self, precision: str, *, total_updates: int | None, updates_per_epoch: int) -> None:
+    def start(
+        self,
+        precision: str,
+        *,
+        total_updates: int | None,
+        updates_per_epoch: int,
+        microbatch: float = 1.0,
+    ) -> None:
         """Make the drives, on the device the parameters are on, and fix the precision.
 
-        Raises ValueError for a precision that this device has not.
+        ``microbatch`` is the share of a batch that goes through the net at once; see `pieces`.
+
+        Raises ValueError for a precision that this device has not, or a share that is none.
         """
         if precision not in HALF:
             raise ValueError(f"precision {precision!r} is none of {', '.join(HALF)}")
+        if not 0.0 < microbatch <= 1.0:
+            raise ValueError(
+                f"microbatch={microbatch}: it is a share of a batch, above 0, at most 1"
+            )
+        self._parts = math.ceil(1 / microbatch - 1e-9)  # 1 / 0.1 is ten, whatever is left of it
         self._half = HALF[precision]
         device = next(self.parameters()).device.type
         if self._half is not None:
             _require_autocast(device, self._half)
             self._autocast = torch.autocast(device, self._half)
         self._drives = self.drives()
+        self._in_order = len(self._drives) == 1
         for name, drive in self._drives.items():
             drive.start(
                 name,
@@ -316,12 +343,13 @@ class Module(pl.LightningModule):
     def training_step(self, chunk: Iterable[Batch], index: int) -> None:
         """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""
         live, autocast, log_every = self._live, self._autocast, self.log_every
+        update = self.update if self._parts == 1 else self._update_in_parts
         try:
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
                 live.rows = len(batch[0])
                 with autocast:
-                    self.update(batch)
+                    update(batch)
                 live.updates += 1
                 if live.updates % log_every == 0:
                     live.flush()
@@ -332,6 +360,58 @@ class Module(pl.LightningModule):
             self.trainer.should_stop = True
         except NonFinite as hit:
             self._accuse(hit, live.updates - hit.late)
+
+    def pieces(self, batch: Batch) -> list[Batch]:
+        """The parts of ``batch`` that go through the net one after another, of equal rows but for one.
+
+        Their number is 1 / ``microbatch``, rounded up, or that of the rows where these are fewer.
+        """
+        count = min(self._parts, len(batch[0]))
+        if count <= 1:
+            return [batch]
+        return list(zip(*(column.tensor_split(count) for column in batch), strict=True))
+
+    def _update_in_parts(self, batch: Batch) -> None:
+        """`update` for each piece of ``batch``; each drive gathers all of them and steps once.
+
+        Weighted by rows, the gradient of means over pieces is that of the mean over the batch.
+        Drives step when the last piece is through, so that all pieces meet the same weights.
+        """
+        live, rows = self._live, len(batch[0])
+        try:
+            for piece in self.pieces(batch):
+                live.rows = len(piece[0])
+                live.share = live.rows / rows
+                if self._in_order:
+                    self.update(piece)
+                else:
+                    self._prove_order(piece)
+            for name in live.gathered:
+                self._drives[name].conclude()
+        finally:
+            live.share = 1.0
+            live.gathered.clear()
+
+    def _prove_order(self, piece: Batch) -> None:
+        """The first piece of all. Raises BadValue if a module is called after a drive's step.
+
+        With the whole batch it would read the weights that this step wrote, with parts those before.
+        """
+
+        def called(module: nn.Module, given: Any) -> None:
+            if self._live.gathered:
+                raise BadValue(
+                    f"microbatch: {type(module).__name__} is called after optimizer "
+                    f"`{self._live.gathered[0]}` has stepped, so parts of a batch do not add up to "
+                    "it; leave microbatch at 1"
+                )
+
+        handle = nn.modules.module.register_module_forward_pre_hook(called)
+        try:
+            self.update(piece)
+        finally:
+            handle.remove()
+        self._in_order = True
 
     def _accuse(self, hit: NonFinite, update: int) -> None:
         """Find what made the non-finite value in ``update`` and raise Diverged."""
@@ -380,9 +460,10 @@ class Module(pl.LightningModule):
     def rehearse(self, batches: Iterable[Batch]) -> None:
         """`update` for each batch, in this run's precision, but for what it would record and step."""
         for batch in batches:
-            with self.rehearsal():
-                self._live.rows = len(batch[0])
-                self.update(batch)
+            for piece in self.pieces(batch):
+                with self.rehearsal():
+                    self._live.rows = len(piece[0])
+                    self.update(piece)
 
     @torch.no_grad()
     def measured(

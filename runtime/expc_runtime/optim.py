@@ -166,6 +166,9 @@ class Drive:
         self.steps = 0
         self.skipped = 0
         self.waiting = 0  # batches gathered towards the next step
+        self.torn: Literal["", "gradients", "weights"] = (
+            ""  # what a step that broke off has touched
+        )
         self.scale: float | None = None
         self.norm: Tensor | float | None = None  # before clipping, of the newest step
         self._calm = 0  # steps since the scale last changed
@@ -176,6 +179,7 @@ class Drive:
         self._backward_context: torch.autocast | None = None
         self._pending: _LateFlag | None = None
         self._gathered: list[Tensor | None] = []  # as loaded
+        self._total: Tensor | None = None  # of the parts of a batch seen so far
 
     def start(
         self,
@@ -234,22 +238,46 @@ class Drive:
 
         Raises NonFinite before any weight is written.
         """
+        self._gather(total, 1.0)
+        self._count(total.detach())
+
+    def gather(self, total: Tensor, share: float) -> None:
+        """Backward from the ``total`` of a part of a batch, ``share`` of its rows.
+
+        Once all parts are gathered, `conclude` does what `step` does after its backward pass.
+        """
+        self._gather(total, share)
+        part = total.detach() * share
+        self._total = part if self._total is None else self._total + part
+
+    def conclude(self) -> None:
+        """The end of a batch whose parts were gathered; nothing where there was none."""
+        total, self._total = self._total, None
+        if total is not None:
+            self._count(total)
+
+    def _gather(self, total: Tensor, share: float) -> None:
         if self.scale is None:
-            loss = total if self.accumulate == 1 else total / self.accumulate
+            whole = self.accumulate == 1 and share == 1.0
+            loss = total if whole else total * (share / self.accumulate)
         else:
             self.settle()  # an overflow changes the scale
-            loss = total.float() * (self.scale / self.accumulate)
+            loss = total.float() * (self.scale * share / self.accumulate)
+        self.torn = "gradients"
         if self._backward_context is None:
             loss.backward()  # type: ignore[no-untyped-call]
         else:
             with self._backward_context:
                 loss.backward()  # type: ignore[no-untyped-call]
-        self.waiting += 1
         if self._on_cpu and not math.isfinite(value := total.item()):
             self.drop()
             raise NonFinite(self._name, value, late=False)
+
+    def _count(self, total: Tensor) -> None:
+        self.waiting += 1
         if self.waiting == self.accumulate:
-            self._finish(total.detach())
+            self._finish(total)
+        self.torn = ""
 
     def _finish(self, total: Tensor) -> None:
         self.settle()
@@ -281,6 +309,7 @@ class Drive:
         self.scale, self._calm = self.scale / 2, 0
 
     def _write(self, found_inf: Tensor | None) -> None:
+        self.torn = "weights"
         self._write_lr()
         optimizer: Any = self.optimizer
         if found_inf is not None:  # the fused kernel leaves weights and moments alone where it is 1
@@ -300,6 +329,7 @@ class Drive:
         for p in self._params:
             p.grad = None
         self.waiting = 0
+        self._total = None
 
     def _prepare_on_host(self, grads: list[Tensor]) -> bool:
         """Unscale and clip in one pass; False if a gradient is not finite."""
