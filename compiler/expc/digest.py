@@ -51,7 +51,7 @@ def _plain(node: Any, *, values: bool) -> Any:
         default = _plain(node.default, values=values) if values else _kind(node.default)
         return ["flag", node.field, default]
     if kind is tuple or kind is list:
-        return [_plain(item, values=values) for item in node]
+        return [_plain(item, values=values) for item in node if values or not _idle(item)]
     if is_dataclass(kind):
         made = {name: _plain(getattr(node, name), values=values) for name in _telling(kind)}
         return {"is": kind.__name__, **made}
@@ -62,10 +62,16 @@ def _plain(node: Any, *, values: bool) -> Any:
     return node
 
 
+def _idle(item: Any) -> bool:
+    """A flag, or an argument that is one, which is there for a retry alone: results of the program without it stand."""
+    flag = item[-1] if type(item) is tuple and len(item) == 2 else item
+    return type(flag) is Flag and flag.idle
+
+
 @cache
 def _telling(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass that make a difference to what runs."""
-    left_out = {*_TEXT_ONLY, "span", "structural", "swept", "logged"}
+    left_out = {*_TEXT_ONLY, "span", "structural", "swept", "logged", "idle"}
     return tuple(item.name for item in fields(kind) if item.name not in left_out)
 
 

@@ -22,10 +22,10 @@ from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, Span
 from expc.ir import Artifact, Flag, Program
 from expc.kinds.core import Sample
-from expc.plan import flag_name, paired
+from expc.plan import paired
 from expc.runs import stage_words, telling_points
 from expc.source import KeyPath
-from expc.sweep import places
+from expc.sweep import flag_name, places
 
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 

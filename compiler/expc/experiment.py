@@ -10,7 +10,7 @@ from typing import Any
 from expc.components.core import Use
 from expc.findings import Span
 from expc.source import KeyPath, Source
-from expc.spec import Sweep
+from expc.spec import Run, StageRun, Sweep
 from expc.tree import Tree, Where
 
 
@@ -58,6 +58,12 @@ class Experiment:
     stages: Mapping[str, Stage]
     sweep: Sweep
     sources: tuple[Source, ...]
+    run: Run | None = None
+
+    def run_of(self, stage: Stage) -> StageRun:
+        """How runs of a stage are carried out: as it says itself, else as is said for all."""
+        own, whole = stage.shape.run or StageRun(), self.run or StageRun()
+        return own.over(whole)
 
     def where(self, *path: str | int) -> Where:
         """Where a path of the spec stands."""

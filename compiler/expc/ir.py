@@ -69,7 +69,8 @@ class Flag:
     """A number the spec sets, by the name it has as a `Config` field and a command-line flag.
 
     Lowerings carry flags, never their values: a flag changes no code. `length` is that of a list which may have no other;
-    `choices` are the words that it may be.
+    `choices` are the words that it may be. An `idle` one is there for a retry to turn, and nobody set it: without it
+    the program is the same.
     """
 
     field: str
@@ -80,6 +81,7 @@ class Flag:
     swept: bool = False
     length: int | None = None
     choices: tuple[str, ...] = ()
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,54 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Retry:
+    """Another try after a class of failure. `delay` is in seconds; `changes` are flags and what each is given then.
+
+    The word `half` halves a number, at each try anew.
+    """
+
+    failure: str
+    times: int = 1
+    delay: float | None = None
+    changes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How runs of a stage are carried out. `timeout` is in seconds, of one attempt."""
+
+    stage: str
+    timeout: float | None = None
+    devices: int = 1
+    retries: tuple[Retry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Who is told how a sweep goes: the environment variable of a webhook, the form of what it is sent, and when."""
+
+    webhook: str
+    form: str
+    on: tuple[str, ...]
+
+
+Option: TypeAlias = "tuple[str, str | int | float | bool]"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A cluster that runs may go to, and what each stage asks of it.
+
+    Options are in the spec's own words and order, spans of time in seconds; only those that somebody set, but
+    `devices` and `requeue`, which are always there. `whole` holds what is of no single stage: the address.
+    """
+
+    name: str
+    stages: tuple[tuple[str, tuple[Option, ...]], ...]
+    whole: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What will be written and run. Blocks describe a grid of any size in bounded memory."""
 
@@ -319,3 +369,6 @@ class Plan:
     seeds: tuple[int, ...]
     runs: int
     excluded: int = 0
+    policies: tuple[Policy, ...] = ()
+    notify: Notify | None = None
+    backends: tuple[Backend, ...] = ()

@@ -12,6 +12,7 @@ from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
+from expc.policy import backends, notify, policies
 from expc.resolve import spec_path
 from expc.source import KeyPath
 from expc.sweep import (
@@ -19,6 +20,7 @@ from expc.sweep import (
     Space,
     Variant,
     axes,
+    flag_name,
     labels,
     none_left,
     number,
@@ -53,6 +55,9 @@ def plan(base: Experiment, space: Space) -> Plan:
         seeds=tuple(base.sweep.seeds),
         runs=runs,
         excluded=math.prod(count for count, _ in _factors(base, short)) - runs,
+        policies=policies(base, space),
+        notify=notify(base),
+        backends=backends(base),
     )
 
 
@@ -277,11 +282,6 @@ def _joined(flag: Flag, values: Iterable[object]) -> str:
     """A flag's name, with `=` where a value could be read as a flag: `--shift=-1e-05`."""
     firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
     return flag_name(flag) + ("=" if any(number(v).startswith("-") for v in firsts) else "")
-
-
-def flag_name(flag: Flag) -> str:
-    """The command-line flag of a field."""
-    return "--" + flag.field.replace("_", "-")
 
 
 def _label(variant: Variant, space: Space, short: Mapping[str, str]) -> tuple[str | Name, ...]:

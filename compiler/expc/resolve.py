@@ -22,7 +22,7 @@ from expc.kinds import KINDS
 from expc.kinds.names import TAKEN
 from expc.shape import missing_key, nested, not_brought, retell, unknown_key
 from expc.source import KeyPath, Source, read
-from expc.spec import Header, Shape, Slot
+from expc.spec import FAILURES, Header, Shape, Slot
 from expc.tree import Tree, Where, extend, from_source, paths
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*$")
@@ -106,6 +106,7 @@ def resolve(document: Document, overrides: Iterable[Override] = ()) -> Experimen
         stages=stages,
         sweep=header.sweep,
         sources=document.sources,
+        run=header.run,
     )
 
 
@@ -116,7 +117,7 @@ def spec_path(path: str) -> KeyPath:
 
 
 def _header(tree: Tree) -> tuple[Header | None, list[Finding]]:
-    findings = []
+    findings = _strange_failures(tree, ())
     name = tree.get(("name",))
     if isinstance(name, str) and not _NAME.match(name):
         findings.append(_bad_name(name, tree, ("name",), value=True))
@@ -170,13 +171,47 @@ def _bad_name(name: str, tree: Tree, path: KeyPath, *, value: bool = False) -> F
     )
 
 
+def _strange_failures(tree: Tree, path: KeyPath) -> list[Finding]:
+    """Failure classes under `retry` that there are not, or that no other try would mend."""
+    here = (*path, "run", "retry")
+    raw = tree.get(here)
+    strange = [name for name in raw if name not in FAILURES] if isinstance(raw, dict) else []
+    return [
+        _in_vain(name, tree.at((*here, name)).key)
+        if name in _IN_VAIN
+        else unknown_key(str(name), tree, here, "`retry`", list(FAILURES))
+        for name in strange
+    ]
+
+
+_IN_VAIN = {
+    "gate": ("the budget is used up: another try would begin at its end", "a larger `budget`"),
+    "bad_value": ("the same value would be refused again", "a value that can be used"),
+    "missing_input": ("what was not there is not there a moment later", "what it takes"),
+    "locked": ("another process has the run, and carries it on", "patience"),
+    "preempted": ("it goes on without being asked to: nothing failed", "no retry"),
+}
+"""Why no other try would help, and what does."""
+
+
+def _in_vain(name: str, place: Span) -> Finding:
+    why, remedy = _IN_VAIN[name]
+    return Finding(
+        "XC509",
+        f"a run that ended by `{name}` is not tried again",
+        place,
+        why=why,
+        help=f"leave `{name}` out: what helps is {remedy}",
+    )
+
+
 # --------------------------------------------------------------------------------------------------- stages
 
 
 def _stage(tree: Tree, name: str, document: Document) -> tuple[Tree, Stage | None, list[Finding]]:
     path: KeyPath = ("stages", name)
     raw = tree.get(path)
-    findings = _checked_name(name, tree, path)
+    findings = [*_checked_name(name, tree, path), *_strange_failures(tree, path)]
     if not isinstance(raw, dict):
         place = tree.at(path).value
         return (

@@ -15,7 +15,7 @@ from typing import Any
 from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
-from expc.ir import Program
+from expc.ir import Flag, Program
 from expc.lower import lower
 from expc.resolve import Document, Override, resolve, spec_path
 from expc.source import KeyPath
@@ -402,3 +402,8 @@ def number(value: object) -> str:
     if isinstance(value, float):
         return repr(value)
     return "none" if value is None else str(value)
+
+
+def flag_name(flag: Flag) -> str:
+    """The command-line flag of a field."""
+    return "--" + flag.field.replace("_", "-")

@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"ir"},
     {"components", "signatures", "tree"},
     {"spec", "experiment", "shape", "digest", "identity"},
-    {"kinds", "passes", "lower", "resolve", "sweep"},
+    {"kinds", "passes", "lower", "resolve", "sweep", "policy"},
     {"plan", "lint"},
     {"emit"},
     {"build"},

@@ -16,9 +16,9 @@ from expc import digest
 from expc.build import Compiled
 from expc.emit.render import _shell
 from expc.emit.shell import shell_file, summary
-from expc.plan import MAX_MODULES, flag_name
+from expc.plan import MAX_MODULES
 from expc.runs import records
-from expc.sweep import Axis, labels
+from expc.sweep import Axis, flag_name, labels
 
 if TYPE_CHECKING:
     from tests.compiler.conftest import Project

@@ -22,9 +22,8 @@ from expc.ir import (
     Value,
     read_by,
 )
-from expc.plan import flag_name
 from expc.source import KeyPath
-from expc.sweep import number
+from expc.sweep import flag_name, number
 
 _MODULE_STYLE = frozenset({"expc_runtime.losses", "expc_runtime.floors"})
 """Runtime modules whose functions are called as `losses.bce`: their names would shadow locals."""

@@ -40,6 +40,8 @@ class ShellFile:
     seeds: Quoted
     variables: Quoted
     lines: tuple[Quoted, ...]
+    policy: tuple[Quoted, ...]
+    notify: Quoted
 
 
 def shell_file(plan: Plan, folder: str) -> ShellFile:
@@ -56,7 +58,36 @@ def shell_file(plan: Plan, folder: str) -> ShellFile:
         seeds=Quoted(" ".join(quote(seed) for seed in plan.seeds)),
         variables=Quoted(" ".join([*names, "seed", *(["row"] if zipped else [])])),
         lines=tuple(line for block in plan.blocks for line in _block(block)),
+        policy=tuple(_words(words) for words in conduct(plan)),
+        notify=_words(notice(plan)),
     )
+
+
+def conduct(plan: Plan) -> Iterator[list[str]]:
+    """What is said of each stage before its runs, in words.
+
+    `limit STAGE [--timeout SECONDS] [--devices N]`, `retry STAGE CLASS [--times N] [--delay SECONDS] [-- FLAG VALUE...]`.
+    """
+    for policy in plan.policies:
+        limits = ["--timeout", number(policy.timeout)] if policy.timeout is not None else []
+        limits += ["--devices", number(policy.devices)] if policy.devices > 1 else []
+        if limits:
+            yield ["limit", policy.stage, *limits]
+        for retry in policy.retries:
+            words = ["retry", policy.stage, retry.failure, "--times", number(retry.times)]
+            words += ["--delay", number(retry.delay)] if retry.delay is not None else []
+            changes = [word for change in retry.changes for word in change]
+            yield [*words, *(["--", *changes] if changes else [])]
+
+
+def notice(plan: Plan) -> list[str]:
+    """Who is told, in words: the form, the variable that holds the address, when. Empty where nobody is."""
+    told = plan.notify
+    return [told.form, told.webhook, *told.on] if told is not None else []
+
+
+def _words(words: Sequence[str]) -> Quoted:
+    return Quoted(" ".join(map(quote, words)))
 
 
 def summary(plan: Plan) -> str:

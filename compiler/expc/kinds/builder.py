@@ -110,19 +110,33 @@ class Builder:
             return value
         return self._flagged(path, value)
 
+    def spare(self, *keys: str) -> Operand:
+        """A scalar that is printed only where somebody set it, or a retry turns it: a flag then, else None."""
+        path = self.path(*keys)
+        if self.experiment.is_written(path) or path in self.swept:
+            return self.flag(*keys)
+        retries = self.experiment.run_of(self.stage).retry.values()
+        if not any(".".join(keys) in retry.changes for retry in retries):
+            return None
+        return self._flagged(path, _plain(self.experiment.tree.get(path)), idle=True)
+
     def _flagged(
         self,
         path: KeyPath,
         value: Operand,
         length: int | None = None,
         choices: tuple[str, ...] = (),
+        *,
+        idle: bool = False,
     ) -> Flag:
         if path not in self._flags:
             span = self.experiment.value(*path)
             section = str(path[2]) if len(path) > 3 else "training"
             swept = path in self.swept
             field = self._fields[path]
-            self._flags[path] = Flag(field, value, path, span, section, swept, length, choices)
+            self._flags[path] = Flag(
+                field, value, path, span, section, swept, length, choices, idle
+            )
         return self._flags[path]
 
     def weight(self, *keys: str | int) -> Flag | float | None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from expc.experiment import Stage
 from expc.kinds.shapes import BOUNDS, Count
-from expc.spec import Raw, Shape, Slot
+from expc.spec import Raw, Shape, Slot, StageRun
 
 
 class Bound(Shape):
@@ -50,6 +50,9 @@ class Evaluate(Shape):
     of: str = Field(description="the stage that is measured")
     measure: Annotated[Raw, Slot("evaluation")] = Field(description="what is measured")
     accept: Accept | None = Field(None, description="when the answer is yes")
+    run: StageRun | None = Field(
+        None, description="how runs of this stage are carried out, where it differs"
+    )
 
 
 def parents(shape: Evaluate) -> Iterable[str]:

@@ -308,6 +308,9 @@ def _run(stage: Stage, b: Builder) -> tuple[tuple[str, Operand], ...]:
     shape: Supervised = stage.shape
     run: dict[str, Operand] = {"until": training.until(b, shape.until)}
     run |= training.running(b, shape.monitor)
+    microbatch = b.spare("microbatch")
+    if microbatch is not None:
+        run["microbatch"] = microbatch
     run |= training.handed(b, shape)
     statistics = b.fixed("norm_statistics")
     if statistics != "running":

@@ -11,7 +11,7 @@ from expc.components.data import DataSlot
 from expc.components.optimizers import PartsSlot
 from expc.experiment import Stage
 from expc.kinds.shapes import Every, HeadSlot, Init, LossSlot, MetricSlot, Until, taken
-from expc.spec import Raw, Shape, Slot
+from expc.spec import Raw, Shape, Slot, StageRun
 
 OPTIMIZER = "model"
 """The name of the one optimizer: its sum is `total_model`."""
@@ -45,6 +45,10 @@ class Supervised(Shape):
     )
     clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest gradient norm")
     accumulate: Annotated[int, Field(ge=1)] = Field(1, description="batches for one optimizer step")
+    microbatch: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="share of a batch that goes through the net at once; its gradients are gathered to those of the batch",
+    )
     compile: bool = Field(False, description="compile the nets with torch.compile")
     norm_statistics: Literal["running", "reestimated"] = Field(
         "running",
@@ -59,6 +63,9 @@ class Supervised(Shape):
     frozen: dict[str, Init] = Field(
         default_factory=dict,
         description="part -> the weights it has throughout: never trained, always in eval mode",
+    )
+    run: StageRun | None = Field(
+        None, description="how runs of this stage are carried out, where it differs"
     )
 
 

@@ -12,7 +12,7 @@ from expc.components.environments import EnvSlot
 from expc.components.optimizers import OptimSlot
 from expc.experiment import Stage
 from expc.kinds.shapes import Count, EnvSteps, Updates
-from expc.spec import Named, Raw, Shape, Slot
+from expc.spec import Named, Raw, Shape, Slot, StageRun
 
 PARTS = (
     Named("encoder", "encoder"),
@@ -130,6 +130,9 @@ class WorldModel(Shape):
     )
     monitor: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], str] = Field(
         default_factory=dict, description="name -> what it watches; the best of each is kept"
+    )
+    run: StageRun | None = Field(
+        None, description="how runs of this stage are carried out, where it differs"
     )
 
     @model_validator(mode="after")
