@@ -28,10 +28,11 @@ plan() { runs; record end; }  # a plan without its end was cut short
 
 usage() {
   cat <<USAGE
-usage: $0 [--list | --status] [--only RUN-GLOB] [--jobs N] [--smoke | --no-smoke]
+usage: $0 [--list | --status | --plan] [--only RUN-GLOB] [--jobs N] [--smoke | --no-smoke]
   (nothing)         run whatever is not proved done
   --list            print the commands, run nothing
   --status          print the table, run nothing
+  --plan            print the plan for programs: NUL-ended words, each record led by their number
   --only RUN-GLOB   only runs whose name matches
   --jobs N          N runs at a time (or JOBS=N)
   --smoke           two updates of each, in a folder of their own: does it run at all?
@@ -48,6 +49,7 @@ sweep() {
     case $1 in
       --list) mode=list ;;
       --status) mode=status ;;
+      --plan) plan; return ;;
       --only | --jobs)
         (( $# > 1 )) || { echo "sweep: $1 takes a value" >&2; return 2; }
         if [[ $1 == --jobs ]]; then jobs=$2; else options+=(--only "$2"); fi
