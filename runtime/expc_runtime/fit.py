@@ -5,6 +5,7 @@ one attempt at it: Lightning's Trainer runs the loop over chunks, and `Training`
 happens in it (`on_...`), measures, saves, and says when it is enough.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -219,6 +220,10 @@ class Training:
         module.on_flush(self._flushed)
         module.watch(self._pulse)
         module.batches_from(feed.origin)
+        if "EXPC_FAULTS" in os.environ:
+            from expc_runtime import faults
+
+            faults.arm(module, self.cfg.out, self.stage.status.attempt)
 
     def _take_parts(self, module: Module) -> None:
         """Load what it starts from, and freeze what is not trained."""

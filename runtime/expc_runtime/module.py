@@ -457,6 +457,11 @@ class Module(pl.LightningModule):
         finally:
             live.records, live.rehearsed = records, rehearsed
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether nothing of what is computed now is recorded or stepped."""
+        return self._live.rehearsed is not None
+
     def rehearse(self, batches: Iterable[Batch]) -> None:
         """`update` for each batch, in this run's precision, but for what it would record and step."""
         for batch in batches:
