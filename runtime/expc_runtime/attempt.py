@@ -63,6 +63,8 @@ def attempt(
                 return 0
             if stage.moved:
                 print(f"{cfg.out} held other work, which is now {stage.moved.name}", flush=True)
+            if stage.back:
+                print(f"{cfg.out} goes on from what lay in {stage.back.name}", flush=True)
             try:
                 return work(Attempt(root, stage, made_by))
             except Exception as error:  # noqa: BLE001  any failure becomes a state

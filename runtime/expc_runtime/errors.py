@@ -12,6 +12,7 @@ __all__ = [
     "CRASH",
     "FAILURES",
     "NO_SPACE",
+    "TIMED_OUT",
     "BadValue",
     "DiskFull",
     "Diverged",
@@ -27,6 +28,7 @@ __all__ = [
     "known",
 ]
 
+TIMED_OUT = 124  # timeout(1)'s; the sweep gives it, no stage does
 CRASH = 1  # an exception nobody foresaw; its traceback is in the stage's log
 
 
@@ -124,9 +126,9 @@ _KNOWN: tuple[type[StageError], ...] = (
     Preempted,
 )
 
-# 124 is timeout(1)'s; 137 and 143 are the shell's names for SIGKILL and SIGTERM, nothing saved.
+# 137 and 143 are the shell's names for SIGKILL and SIGTERM, nothing saved.
 FAILURES: dict[int, str] = {e.code: e.failure for e in _KNOWN} | {
-    124: "timed_out",
+    TIMED_OUT: "timed_out",
     137: "killed",
     143: "killed",
 }

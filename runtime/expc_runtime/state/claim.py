@@ -7,8 +7,8 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,10 +18,20 @@ from expc_runtime.state.files import write_json
 from expc_runtime.state.process import process_start
 from expc_runtime.state.records import Result, Status, read_result, read_status, write_status
 
-__all__ = ["Claim", "Verdict", "claim", "clear_smoke", "hold"]
+__all__ = ["Claim", "Held", "Verdict", "claim", "clear_smoke", "former", "hold"]
 
 Verdict = Literal["fresh", "resume", "done"]
 _BEAT = 1.0  # seconds between two writes of a running status
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a folder holds when it is ready for a stage instance."""
+
+    status: Status | None = None
+    result: Result | None = None
+    moved: Path | None = None  # where work of another instance went
+    back: Path | None = None  # where its own work lay, set aside when the plan was another
 
 
 def claim(
@@ -35,22 +45,18 @@ def claim(
     """Take ``folder`` for the stage instance ``key``; ``changed`` are settings that a retry changed.
 
     The claim's ``verdict`` says what is there: ``done`` (result.json proves it), ``resume`` (same
-    key, not done) or ``fresh``. A folder of another key is renamed aside first.
+    key, not done) or ``fresh``. A folder of another key is renamed aside first, and one of this key
+    that was set aside is taken back.
 
     Raises:
         Locked: another process works in this folder; the message says which.
         BadValue: no folder can be made or written there.
     """
-    lock = _lock(folder)
-    status, result = read_status(folder), read_result(folder)
+    lock, held = _take(folder, key)
+    status, result = held.status, held.result
     if result is not None and result.key == key and result.state != "smoke":
-        return Claim(folder, lock, status or Status(key=key), "done", result, None, program, module)
-    moved = None
-    if set_aside_needed(folder, key, status, result):
-        moved = set_aside(folder)
-        os.close(lock)
-        lock, status = _lock(folder), None
-    elif clear_smoke(folder):
+        return Claim(folder, lock, status or Status(key=key), "done", held, program, module)
+    if clear_smoke(folder):
         status = None
     same = status is not None and status.key == key and (folder / "checkpoints").is_dir()
     before = status or Status()
@@ -70,31 +76,66 @@ def claim(
         host=socket.gethostname(),
         job=os.environ.get("EXPC_JOB", ""),
         devices=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        changed=dict(changed or {}),
+        # What a part of it ran with stays told, even where this attempt goes without.
+        changed={**(before.changed if same else {}), **(changed or {})},
+        tries=before.tries if before.key == key else {},
     )
     write_status(folder, running)
-    verdict: Verdict = "resume" if same else "fresh"
-    return Claim(folder, lock, running, verdict, None, moved, program, module)
+    return Claim(folder, lock, running, "resume" if same else "fresh", held, program, module)
 
 
 @contextmanager
-def hold(folder: Path, key: str) -> Iterator[tuple[Status, Path | None]]:
-    """Make ``folder`` ready for ``key`` without working in it; gives the status found there.
-
-    Work of another key is set aside; where it went is given as well.
+def hold(folder: Path, key: str) -> Iterator[Held]:
+    """Make ``folder`` ready for ``key`` without working in it; gives what is found there.
 
     Raises:
         Locked: a process works in this folder.
         BadValue: no folder can be made or written there.
     """
-    lock, moved = _lock(folder), None
+    lock, held = _take(folder, key)
     try:
-        status, result = read_status(folder), read_result(folder)
-        if set_aside_needed(folder, key, status, result):
-            moved, status = set_aside(folder), None
-        yield status or Status(), moved
+        yield held
     finally:
         os.close(lock)
+
+
+def _take(folder: Path, key: str) -> tuple[int, Held]:
+    """Lock ``folder`` when it is the one of ``key``: others are set aside, its own is taken back."""
+    lock = _lock(folder)
+    status, result = read_status(folder), read_result(folder)
+    foreign = set_aside_needed(folder, key, status, result)
+    begun = status is not None and status.key == key and status.attempt > 0
+    own = begun or (result is not None and result.key == key)
+    back = None if own and not foreign else former(folder, key)
+    if not foreign and back is None:
+        return lock, Held(status, result)
+    moved = set_aside(folder) if foreign else None
+    if back is not None:
+        if moved is None:  # it says why it was not started, at most
+            _empty(folder)
+        with suppress(OSError):  # somebody else is faster: it is theirs then
+            folder.rmdir()
+            back.rename(folder)
+    os.close(lock)
+    lock = _lock(folder)
+    return lock, Held(read_status(folder), read_result(folder), moved, back)
+
+
+def former(folder: Path, key: str) -> Path | None:
+    """The folder with work of ``key`` that was set aside from ``folder``: its result, or checkpoints."""
+    prefix = f"{folder.name}.was-{key[:8]}"
+    try:
+        names = [entry.name for entry in os.scandir(folder.parent) if entry.name.startswith(prefix)]
+    except OSError:
+        return None
+    begun = None
+    for old in (folder.with_name(name) for name in sorted(names, reverse=True) if key):
+        result, status = read_result(old), read_status(old)
+        if result is not None and result.key == key and result.state != "smoke":
+            return old
+        if status is not None and status.key == key and (old / "checkpoints").is_dir():
+            begun = begun or old
+    return begun
 
 
 def set_aside_needed(folder: Path, key: str, status: Status | None, result: Result | None) -> bool:
@@ -118,16 +159,20 @@ def set_aside(folder: Path) -> Path:
     return old
 
 
+def _empty(folder: Path, but: str = "") -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != but:
+            path.unlink()
+
+
 def clear_smoke(folder: Path) -> bool:
     """Remove what a smoke run left, which is worth no copy; whether there was one."""
     result = read_result(folder)
     if result is None or result.state != "smoke":
         return False
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != ".lock":
-            path.unlink()
+    _empty(folder, but=".lock")
     return True
 
 
@@ -140,21 +185,21 @@ class Claim:
         lock: int,
         status: Status,
         verdict: Verdict,
-        result: Result | None,
-        moved: Path | None,
+        held: Held,
         program: str,
         module: str,
     ) -> None:
         self.folder = folder
         self.status = status
         self.verdict = verdict
-        self.result = result  # of an earlier attempt, when the verdict is done
-        self.moved = moved  # where the folder of another key went
+        self.result = held.result if verdict == "done" else None  # of an earlier attempt
+        self.moved = held.moved  # where the folder of another key went
+        self.back = held.back  # where its own was taken back from
         self._lock = lock
         self._program = program
         self._module = module
         self._earlier = status.seconds
-        self._clock = time.monotonic()
+        self._clock = self._beaten = time.monotonic()  # a wall clock may be set back
 
     @property
     def key(self) -> str:
@@ -162,17 +207,18 @@ class Claim:
 
     def beat(self, *, step: int, steps_target: int, epoch: int, force: bool = False) -> None:
         """Say that the stage lives and how far it is; written at most once a second."""
-        now = time.time()
-        due = force or now - self.status.heartbeat >= _BEAT or not self.status.steps_target
+        now = time.monotonic()
+        due = force or now - self._beaten >= _BEAT or not self.status.steps_target
         self.status = replace(
             self.status,
             step=step,
             steps_target=steps_target,
             epoch=epoch,
-            heartbeat=now if due else self.status.heartbeat,
+            heartbeat=time.time() if due else self.status.heartbeat,
             seconds=self._seconds(),
         )
         if due:
+            self._beaten = now
             write_status(self.folder, self.status)
 
     def finish(self, result: Result) -> Result:

@@ -1,19 +1,37 @@
 """The plan of a sweep: from the words that sweep.sh prints to stage instances, one at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from expc_runtime.errors import MissingInput
 from expc_runtime.state.identity import SMOKE, identity, resolve, run_name
 from expc_runtime.state.program import Declared, read_program
 from expc_runtime.state.records import Result, read_result
 
-__all__ = ["Layout", "Task", "cover", "proof", "tasks"]
+__all__ = ["Layout", "Policy", "Retry", "Task", "cover", "proof", "tasks"]
 
 _CHUNK = 1 << 14
+
+
+@dataclass(frozen=True)
+class Retry:
+    """What is done about one class of failure."""
+
+    times: int = 1
+    delay: float = 0.0  # seconds before the first; doubled each time
+    changes: tuple[tuple[str, str], ...] = ()  # field of the config, the word for its value
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the attempts at a stage are carried out; part of no result's identity."""
+
+    timeout: float | None = None  # seconds of one attempt
+    devices: int = 1  # GPUs of each run; ranks, where it runs on the CPU
+    retries: Mapping[str, Retry] = field(default_factory=dict)  # by class of failure
 
 
 @dataclass(frozen=True)
@@ -50,22 +68,31 @@ class Task:
     after: tuple[str, ...] = ()  # stages of this run that come first
     parents: tuple[str, ...] = ()  # their keys
     skip: str = ""  # why it is not to run at all
+    policy: Policy = field(default=Policy(), compare=False)
+    declared: Declared | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         return f"{self.run}/{self.stage}"
 
+    def planned(self) -> dict[str, Any]:
+        """The value of each field of its config, as the plan has it."""
+        return self.declared.values(self.argv[2:]) if self.declared else {}
+
 
 def tasks(plan: BinaryIO, layout: Layout) -> Iterator[Task]:
     """The stage instances of ``plan``, in its order and in constant memory.
 
-    ``plan`` holds records of NUL-ended words, each led by its number of words: ``run CONDITION
-    SEED``, ``stage NAME MODULE [--after PARENT]... -- FLAGS...``, ``skip NAME REASON``, ``end``.
+    ``plan`` holds records of NUL-ended words, each led by its number of words: ``limit STAGE
+    [--timeout SECONDS] [--devices N]``, ``retry STAGE CLASS [--times N] [--delay SECONDS]
+    [-- FLAG VALUE...]``, ``run CONDITION SEED``, ``stage NAME MODULE [--after PARENT]... --
+    FLAGS...``, ``skip NAME REASON``, ``end``.
 
     Raises:
         MissingInput: the plan breaks off, a module cannot be read or does not take a flag.
     """
     modules: dict[str, Declared] = {}
+    policies: dict[str, Policy] = {}
     index, run, condition, seed = 0, "", "", ""
     earlier: dict[str, Task] = {}
     for kind, *words in _records(plan):
@@ -75,10 +102,14 @@ def tasks(plan: BinaryIO, layout: Layout) -> Iterator[Task]:
             continue
         if kind == "end":
             return
+        if kind in ("limit", "retry"):
+            policies[words[0]] = _policy(kind, words, policies.get(words[0], Policy()))
+            continue
         start = Task(index, run, condition, seed, words[0])
         if kind == "skip":
             task = Task(index, run, condition, seed, words[0], skip=words[1])
         else:
+            start = replace(start, policy=policies.get(words[0], start.policy))
             task = _stage(start, words[1:], layout, modules, earlier)
         earlier[task.stage] = task
         yield task
@@ -101,23 +132,66 @@ def _stage(
     skipped = next((p for p in after if earlier[p].skip), "")
     if module not in modules:
         modules[module] = read_program(Path(module))
+        _fits(start.policy, modules[module])
     declared = modules[module]
     if layout.smoke:
         flags = [*flags, "--smoke"]
     keys = {parent: earlier[parent].key for parent in after}
-    return Task(
-        start.index,
-        start.run,
-        start.condition,
-        start.seed,
-        start.stage,
+    return replace(
+        start,
         argv=(layout.python, module, *flags, "--out", f"{layout.root}/{start.name}"),
         key=identity(declared.program, declared.values(flags), keys),
         program=declared.program,
         after=after,
         parents=tuple(keys.values()),
         skip=f"{skipped} is skipped" if skipped else "",
+        declared=declared,
     )
+
+
+def _policy(kind: str, words: list[str], old: Policy) -> Policy:
+    """``old`` with what a ``limit`` or ``retry`` record says."""
+    border = words.index("--") if "--" in words else len(words)
+    first = 1 if kind == "limit" else 2
+    options = dict(zip(words[first:border:2], words[first + 1 : border : 2], strict=True))
+    try:
+        if kind == "limit":
+            timeout = float(options.pop("--timeout", 0)) or old.timeout
+            limited = replace(
+                old, timeout=timeout, devices=int(options.pop("--devices", old.devices))
+            )
+        else:
+            times, delay = int(options.pop("--times", 1)), float(options.pop("--delay", 0))
+            retry = Retry(times, delay, _changes(words[border + 1 :]))
+            limited = replace(old, retries={**old.retries, words[1]: retry})
+    except ValueError as error:
+        raise MissingInput(f"{kind} {' '.join(words)}: {error}") from None
+    if options:
+        raise MissingInput(f"{kind} {words[0]} knows no {next(iter(options))}")
+    return limited
+
+
+def _changes(words: list[str]) -> tuple[tuple[str, str], ...]:
+    """Fields and words of ``--precision 32 --microbatch half --no-compile``."""
+    changes: list[tuple[str, str]] = []
+    for word in words:
+        if word.startswith("--"):
+            changes.append((word[2:].replace("-", "_"), ""))
+        else:
+            changes[-1] = (changes[-1][0], word)
+    return tuple(
+        (name.removeprefix("no_"), str(not name.startswith("no_")).lower())
+        if not word
+        else (name, word)
+        for name, word in changes
+    )
+
+
+def _fits(policy: Policy, declared: Declared) -> None:
+    """Raises MissingInput where a retry would change what ``declared`` has not."""
+    for retry in policy.retries.values():
+        for name, word in retry.changes:
+            declared.changed(name, word, 1)
 
 
 def cover(stages: Iterable[Task], layout: Layout) -> list[Task]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from expc_runtime.errors import MissingInput
 
-__all__ = ["Declared", "read_program"]
+__all__ = ["Declared", "read_program", "shown"]
 
 _RUN = {
     "seed": ("int", 0),
@@ -39,6 +39,27 @@ class Declared:
             name, value = self._take(words)
             values[name] = value
         return values
+
+    def changed(self, name: str, word: str, now: Any) -> Any:
+        """What field ``name``, at ``now``, is changed to by ``word``: a value, or ``half`` of it.
+
+        Raises:
+            MissingInput: there is no such field, or it takes no such value.
+        """
+        if name not in self.fields:
+            raise MissingInput(f"{self.path} has no {name} that a retry could change")
+        annotation = self.fields[name][0]
+        numeric = {"int", "float"} & {kind.strip() for kind in annotation.split("|")}
+        if word == "half" and numeric:
+            return now if now is None else now // 2 if isinstance(now, int) else now / 2
+        try:
+            return _convert(word, annotation)
+        except ValueError:
+            raise MissingInput(f"{name} of {self.path} takes {annotation}, not {word!r}") from None
+
+    def flags(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+        """The words that set the fields ``values`` on the command line."""
+        return tuple(word for name, value in values.items() for word in _flag(name, value))
 
     def _take(self, words: list[str]) -> tuple[str, Any]:
         flag, equals, text = words.pop(0).partition("=")
@@ -76,6 +97,20 @@ def _convert(text: str, annotation: str) -> Any:
     if kind == "float":
         return float(text)
     return text
+
+
+def _flag(name: str, value: Any) -> tuple[str, ...]:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return (f"--{flag}" if value else f"--no-{flag}",)
+    return (f"--{flag}", shown(value))
+
+
+def shown(value: Any) -> str:
+    """``value`` as a flag takes it."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(shown, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def read_program(path: Path) -> Declared:
