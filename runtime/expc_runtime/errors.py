@@ -62,6 +62,7 @@ class Diverged(StageError):
 
     failure = "diverged"
     code = 65
+    found = True  # what made it is told
 
 
 class MissingInput(StageError):

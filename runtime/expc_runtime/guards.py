@@ -43,7 +43,9 @@ def blame(
         )
     if origin:
         lines.append(f"  {origin}")
-    return Diverged("\n".join(lines))
+    error = Diverged("\n".join(lines))
+    error.found = guilty is not None
+    return error
 
 
 def _column(batch: "Batch") -> str | None:

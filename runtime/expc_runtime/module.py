@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
-from expc_runtime.errors import BadValue
+from expc_runtime.errors import BadValue, Diverged
 from expc_runtime.metrics import Answers
 from expc_runtime.optim import Drive, NonFinite
 from expc_runtime.ports import Latent
+from expc_runtime.ranks import ALONE, Ranks
 from expc_runtime.signals import Stopped
 
 __all__ = ["Batch", "Module", "Records", "detach_tree"]
@@ -41,20 +42,29 @@ class Records:
     FOLD = 256  # entries kept before they are summed, so that a long split stays small
 
     def __init__(self) -> None:
-        self._kept: list[tuple[int, dict[str, Tensor]]] = []
+        self._kept: list[tuple[float, dict[str, Tensor]]] = []
         self._sums: dict[str, float] = {}
-        self._rows: dict[str, int] = {}
+        self._rows: dict[str, float] = {}
 
-    def add(self, rows: int, scalars: dict[str, Tensor]) -> None:
+    def add(self, rows: float, scalars: dict[str, Tensor]) -> None:
         """Keep 0-dim tensors for a mean weighted by ``rows``; nothing waits for the device."""
         self._kept.append((rows, {name: value.detach() for name, value in scalars.items()}))
         if len(self._kept) >= self.FOLD:
             self._fold()
 
-    def means(self) -> dict[str, float]:
-        """The mean of every name since the last `clear`."""
+    def means(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """The mean of every name since the last `clear`, over the rows of all ``ranks``."""
         self._fold()
-        return {name: total / self._rows[name] for name, total in self._sums.items()}
+        whole = Records()
+        for state in ranks.gather(self.state_dict()):
+            whole.include(state)
+        return {name: total / whole._rows[name] for name, total in whole._sums.items()}
+
+    def include(self, state: dict[str, Any]) -> None:
+        """Add what other records, by their `state_dict`, have seen."""
+        for name, total in state["sums"].items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+            self._rows[name] = self._rows.get(name, 0) + state["rows"][name]
 
     def kept(self) -> list[tuple[str, Tensor]]:
         """Scalars that no mean has been asked of yet, oldest first."""
@@ -71,8 +81,7 @@ class Records:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.clear()
-        self._sums.update(state["sums"])
-        self._rows.update(state["rows"])
+        self.include(state)
 
     def _fold(self) -> None:
         """One stacked transfer of all that is kept."""
@@ -96,14 +105,18 @@ class _Live:
         "alike",
         "batch",
         "before",
+        "copies",
         "epoch",
         "flush",
         "gathered",
         "origin",
+        "portion",
+        "ranks",
         "records",
         "rehearsed",
         "rows",
         "share",
+        "suspect",
         "updates",
         "wake",
         "woken",
@@ -115,6 +128,10 @@ class _Live:
         self.epoch = 0
         self.rows = 1
         self.share = 1.0  # of the batch that goes through the net now
+        self.copies = 1  # ranks that see the same rows in this update
+        self.ranks = ALONE
+        self.portion: Callable[[int], int] | None = None  # rows of an update's batch, of all ranks
+        self.suspect: tuple[Any, int] | None = None  # a batch whose loss was not finite, its update
         self.gathered: list[str] = []  # drives that its parts called `step` for, in order
         self.batch: Any = None
         self.before: Any = None  # the batch before it, for a flag that is read one step late
@@ -194,7 +211,7 @@ class Module(pl.LightningModule):
             if twice := scalars.keys() & report.keys():
                 raise ValueError(f"record: {', '.join(sorted(twice))} is given twice")
             scalars |= report
-        live.records.add(live.rows, scalars)
+        live.records.add(live.rows / live.copies, scalars)
 
     def step(self, name: str, total: Tensor) -> None:
         """Backward from ``total`` and move the parameters of drive ``name``; see `Drive.step`."""
@@ -265,6 +282,19 @@ class Module(pl.LightningModule):
 
     # What `fit` calls.
 
+    def among(self, ranks: Ranks, rows: Callable[[int], int]) -> None:
+        """Train beside other ``ranks``; ``rows`` of an update's batch are those of all of them."""
+        live = self._live
+        live.ranks = ranks
+        if ranks.size > 1:
+            live.portion = rows
+            ranks.asks(lambda: monotonic() >= live.wake)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train this module together."""
+        return self._live.ranks
+
     def start(
         self,
         precision: str,
@@ -299,6 +329,7 @@ class Module(pl.LightningModule):
                 total_updates=total_updates,
                 updates_per_epoch=updates_per_epoch,
                 half=self._half,
+                ranks=self._live.ranks,
             )
 
     def hold(self, *parts: nn.Module) -> None:
@@ -348,18 +379,44 @@ class Module(pl.LightningModule):
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
                 live.rows = len(batch[0])
+                if live.portion is not None:
+                    self._take_portion(live.portion(live.updates))
                 with autocast:
                     update(batch)
+                if live.portion is not None:
+                    self._look_back(batch)
                 live.updates += 1
                 if live.updates % log_every == 0:
                     live.flush()
-                if monotonic() >= live.wake and live.woken is not None and live.woken():
+                if self._is_called() and live.woken is not None and live.woken():
                     self.trainer.should_stop = True
                     break
         except Stopped:  # by what was done to make the next batch
             self.trainer.should_stop = True
         except NonFinite as hit:
             self._accuse(hit, live.updates - hit.late)
+
+    def _take_portion(self, rows: int) -> None:
+        """Weigh the rows here among the ``rows`` of all ranks."""
+        live = self._live
+        _, weight = live.ranks.part(rows)
+        live.copies = round(live.rows / (rows * weight))
+        for drive in self._drives.values():
+            drive.weight = weight
+
+    def _look_back(self, batch: Batch) -> None:
+        """Remember the batch whose loss is not finite until the ranks come to speak of it."""
+        live = self._live
+        if live.suspect is None and any(drive.doubted for drive in self._drives.values()):
+            live.suspect = batch, live.updates
+
+    def _is_called(self) -> bool:
+        """Whether `wake_at` has passed; of several ranks, what all know since the same update."""
+        live = self._live
+        if live.portion is None:
+            return monotonic() >= live.wake
+        called, live.ranks.called = live.ranks.called, False
+        return called
 
     def pieces(self, batch: Batch) -> list[Batch]:
         """The parts of ``batch`` that go through the net one after another, of equal rows but for one.
@@ -419,7 +476,16 @@ class Module(pl.LightningModule):
 
         live = self._live
         batch = live.before if hit.late else live.batch
-        raise blame(self, batch, hit, update, live.origin(update)) from None
+        if live.suspect is not None:
+            batch, update = live.suspect
+        error = blame(self, batch, hit, update, live.origin(update))
+        told = live.ranks.gather((str(error), error.found))
+        for rank, (text, found) in enumerate(told):
+            if found and rank != live.ranks.rank:
+                raise Diverged(f"rank {rank}: {text}") from None
+            if found:
+                break
+        raise error from None
 
     def settle(self) -> None:
         """Wait for flags still on their way from the device; raises Diverged."""
@@ -476,24 +542,26 @@ class Module(pl.LightningModule):
     ) -> dict[str, float]:
         """Every figure of `measure` over ``batches``: no gradients, one transfer.
 
-        Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows. In
-        train mode running statistics and generators move: see `expc_runtime.norms.aside`.
+        Metrics come first, torchmetrics' over all rows; recorded scalars are means over rows. Of
+        several ranks each measures its rows of every batch, and all have the figures of all. In train
+        mode running statistics and generators move: see `expc_runtime.norms.aside`.
         """
-        metrics = self.metrics()
+        metrics, ranks = self.metrics(), self._live.ranks
         modes = [(part, part.training) for part in self.modules()]  # a frozen part stays in eval
         self.train(mode == "train")
         try:
             with self.rehearsal(half=False) as records:
                 for metric in metrics.values():
                     metric.reset()
-                for batch in batches:
-                    self._live.rows = len(batch[0])
+                for batch in ranks.shards(batches):
+                    self._live.rows, self._live.copies = len(batch[0]), 1
                     with self._autocast:
                         self.measure(batch)
-                figures = records.means()
+                figures = records.means(ranks)
             if metrics:
-                alike = {n: m.alike() for n, m in metrics.items() if isinstance(m, Answers)}
-                told = [*(m.compute() for m in metrics.values()), *alike.values()]
+                with ranks.together():  # torchmetrics sums over ranks by itself
+                    alike = {n: _alike(m) for n, m in metrics.items() if isinstance(m, Answers)}
+                    told = [*(m.compute() for m in metrics.values()), *alike.values()]
                 values = torch.stack([value.double() for value in told]).tolist()
                 figures = dict(zip(metrics, values, strict=False)) | figures
                 self._live.alike = [
@@ -561,6 +629,13 @@ class Module(pl.LightningModule):
 def detach_tree(tree: T) -> T:
     """The same nested structure of dicts, lists and tuples with every tensor detached."""
     return cast(T, tree_map_only(Tensor, Tensor.detach, tree))
+
+
+def _alike(metric: Any) -> Tensor:
+    """Whether all that ``metric`` read was the same, on all ranks."""
+    with metric.sync_context():
+        same: Tensor = metric.alike()
+    return same
 
 
 def _require_autocast(device: str, half: torch.dtype) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from expc_runtime.clocks import Epochs, Updates
+from expc_runtime.ranks import ALONE, Ranks
 
 __all__ = [
     "Drive",
@@ -180,6 +181,10 @@ class Drive:
         self._pending: _LateFlag | None = None
         self._gathered: list[Tensor | None] = []  # as loaded
         self._total: Tensor | None = None  # of the parts of a batch seen so far
+        self.weight = 1.0  # of the rows here, in the mean over those of all ranks
+        self.doubted = False  # a loss here was not finite; said when all ranks know
+        self._ranks = ALONE
+        self._reached: list[bool] | None = None  # parameters with a gradient on some rank
 
     def start(
         self,
@@ -188,10 +193,12 @@ class Drive:
         total_updates: int | None,
         updates_per_epoch: int,
         half: torch.dtype | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Fix the schedule and precision; parameters are on their device from here on.
 
-        ``half`` is the dtype of autocast, None for plain float32.
+        ``half`` is the dtype of autocast, None for plain float32. Gradients are summed over ``ranks``
+        before each step, those of a batch times the ``weight`` that was set for it.
 
         Raises ValueError for a decaying schedule without a known number of updates.
         """
@@ -204,6 +211,7 @@ class Drive:
             )
         warmup = schedule.warmup_steps(total, updates_per_epoch, self.accumulate)
         self._name = name
+        self._ranks = ranks
         self._factor = lambda step: schedule.factor(step, total, warmup)
         self._device = self._params[0].device
         self._alike = len({(p.dtype, p.device) for p in self._params}) == 1
@@ -257,6 +265,7 @@ class Drive:
             self._count(total)
 
     def _gather(self, total: Tensor, share: float) -> None:
+        share *= self.weight
         if self.scale is None:
             whole = self.accumulate == 1 and share == 1.0
             loss = total if whole else total * (share / self.accumulate)
@@ -270,8 +279,10 @@ class Drive:
             with self._backward_context:
                 loss.backward()  # type: ignore[no-untyped-call]
         if self._on_cpu and not math.isfinite(value := total.item()):
-            self.drop()
-            raise NonFinite(self._name, value, late=False)
+            self.doubted = True
+            if self._ranks.size == 1:  # the others wait for these gradients
+                self.drop()
+                raise NonFinite(self._name, value, late=False)
 
     def _count(self, total: Tensor) -> None:
         self.waiting += 1
@@ -284,15 +295,42 @@ class Drive:
         grads = [p.grad for p in self._params if p.grad is not None]
         if not grads:
             raise ValueError(f"optimizer `{self._name}`: its loss reaches none of its parameters")
+        called = None
+        if self._ranks.size > 1:
+            grads, total, called = self._summed(total)
         if self._on_cpu:
-            self._conclude(self._prepare_on_host(grads), total.item(), late=False)
+            self._ranks.hear(called)
+            finite = self._prepare_on_host(grads)
+            loss = total.item()
+            self._conclude(finite and math.isfinite(loss), loss, late=False)
             return
         bad = self._prepare_on_device(grads, total)
         if self._reads_late:
             self._write(bad)
-            self._pending = _LateFlag(bad, total)
+            self._pending = _LateFlag(bad, total, called)
         else:
+            self._ranks.hear(called)
             self._conclude(not bad.item(), float(total), late=False)
+
+    def _summed(self, total: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Gradients and total of the whole batch, and whether a rank asks for attention."""
+        held = [p.grad is not None for p in self._params]
+        if self._reached is None:
+            self._reached = self._ranks.agreed(held)
+        both = zip(self._params, held, self._reached, strict=True)
+        if stray := [p for p, has, reached in both if has and not reached]:
+            raise ValueError(
+                f"optimizer `{self._name}`: its loss reaches a parameter {tuple(stray[0].shape)} that "
+                "it did not reach at the first step on any rank; ranks sum the same gradients at every "
+                "step, so run it on one"
+            )
+        reached = [
+            p for p, is_reached in zip(self._params, self._reached, strict=True) if is_reached
+        ]
+        if self.doubted:
+            total = torch.full_like(total, math.nan)
+        whole, called = self._ranks.sum_gradients(reached, total * self.weight)
+        return [p.grad for p in reached if p.grad is not None], whole, called
 
     def _conclude(self, finite: bool, loss: float, *, late: bool) -> None:
         """Count a step whose fate is known; on the host, take it."""
@@ -372,7 +410,8 @@ class Drive:
         """Read the flag of a step already queued on the device; raises NonFinite if it was bad."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            finite, loss = pending.read()
+            finite, loss, called = pending.read()
+            self._ranks.hear(called)
             self._conclude(finite, loss, late=True)
 
     def _grow(self) -> None:
@@ -416,16 +455,16 @@ class Drive:
 
 
 class _LateFlag:
-    """A flag and a loss on their way to the host; reading waits for that step alone."""
+    """Flags and a loss on their way to the host; reading waits for that step alone."""
 
-    def __init__(self, bad: Tensor, loss: Tensor) -> None:
-        both = torch.stack((bad, loss.float()))
-        self._host = torch.empty(2, pin_memory=True)
-        self._host.copy_(both, non_blocking=True)
+    def __init__(self, bad: Tensor, loss: Tensor, called: Tensor | None) -> None:
+        told = torch.stack((bad, loss.float(), *(() if called is None else (called,))))
+        self._host = torch.empty(len(told), pin_memory=True)
+        self._host.copy_(told, non_blocking=True)
         self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 
-    def read(self) -> tuple[bool, float]:
+    def read(self) -> tuple[bool, float, Tensor | None]:
         self._arrived.synchronize()
-        bad, loss = self._host.tolist()
-        return not bad, loss
+        bad, loss, *called = self._host.tolist()
+        return not bad, loss, (self._host[2] if called else None)

@@ -393,11 +393,12 @@ def test_a_record_keeps_no_graph_and_refuses_what_is_no_scalar() -> None:
 class Mail:
     """A flag on its way to the host."""
 
-    def __init__(self, bad: Tensor, loss: Tensor) -> None:
-        self._content = bad.clone(), loss.clone()
+    def __init__(self, bad: Tensor, loss: Tensor, called: Tensor | None) -> None:
+        self._content = bad.clone(), loss.clone(), None if called is None else called.clone()
 
-    def read(self) -> tuple[bool, float]:
-        return not bool(self._content[0]), float(self._content[1])
+    def read(self) -> tuple[bool, float, Tensor | None]:
+        bad, loss, called = self._content
+        return not bool(bad), float(loss), called
 
 
 def late(module: M, monkeypatch: pytest.MonkeyPatch) -> M:
