@@ -9,6 +9,7 @@ from expc.experiment import Experiment
 from expc.findings import Finding, Span, SpecError
 from expc.ir import Plan
 from expc.plan import plan
+from expc.policy import misfits
 from expc.project import project_root
 from expc.resolve import Document, document, resolve
 from expc.sweep import Space, space
@@ -34,6 +35,8 @@ def compiled(path: Path) -> Compiled:
     """A spec with its plan. Raises `SpecError`."""
     read, experiment = load(path)
     variants = space(read, experiment)
+    if findings := misfits(read, experiment, variants):
+        raise SpecError(*findings)
     return Compiled(read, experiment, variants, plan(experiment, variants))
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from expc.experiment import Experiment, Stage
+from expc.findings import Finding, SpecError, listed, suggest
 from expc.ir import Backend, Flag, Notify, Option, Policy, Program, Retry
+from expc.resolve import Document, Override, resolve
 from expc.source import KeyPath
-from expc.spec import RayTask, Slurm
+from expc.spec import HALF, RayTask, Slurm
 from expc.spec import Retry as Written
-from expc.sweep import Space, flag_name, number
+from expc.sweep import Space, Variant, flag_name, number
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,13 @@ class Planned:
     def turns(self, path: str) -> bool:
         """Whether a change leaves any program other than it was."""
         value = self.written.changes[path]
-        return any(word(flag, value) != word(flag, flag.default) for flag in self.turned[path])
+        return any(_turns(flag, value) for flag in self.turned[path])
+
+
+def _turns(flag: Flag, value: Any) -> bool:
+    if value == HALF and isinstance(flag.default, int | float):
+        return flag.default not in (0, 1) or isinstance(flag.default, float)
+    return word(flag, value) != word(flag, flag.default)
 
 
 def policies(base: Experiment, space: Space) -> tuple[Policy, ...]:
@@ -74,9 +82,17 @@ def _retry(one: Planned) -> Iterator[Retry]:
     changes = []
     for path in turning:
         flag = one.turned[path][0]
-        changes.append((flag_name(flag), word(flag, written.changes[path])))
+        changes.append(_turned(flag, written.changes[path]))
     delay = written.delay.in_seconds if written.delay is not None else None
     yield Retry(one.failure, written.times, delay, tuple(changes))
+
+
+def _turned(flag: Flag, value: Any) -> tuple[str, str]:
+    """A flag and its value; of `--no-compile` nothing follows."""
+    name = flag_name(flag)
+    if isinstance(value, bool):
+        return name if value else name.replace("--", "--no-", 1), ""
+    return name, word(flag, value)
 
 
 def word(flag: Flag, value: Any) -> str:
@@ -118,3 +134,132 @@ def _options(asked: Any, devices: int) -> Iterator[Option]:
         if value is not None and key != "address":
             yield key, value.in_seconds if key == "time" else value
     yield "devices", devices
+
+
+# ------------------------------------------------------------------------------------------------- misfits
+
+
+def misfits(document: Document, base: Experiment, space: Space) -> list[Finding]:
+    """Retries that can't be carried out: they change what is no setting of a stage, or set it to what it can't be."""
+    found: list[Finding] = []
+    lost: dict[KeyPath, list[Planned]] = {}
+    turned: set[KeyPath] = set()
+    for stage in base.stages.values():
+        for one in planned(stage, base, space):
+            for path in one.written.changes:
+                if one.turned[path]:
+                    turned.add(one.at(path))
+                    found += _unfit(document, base, space, one, path)
+                else:
+                    lost.setdefault(one.at(path), []).append(one)
+    found += [_no_setting(base, space, lost[at], at) for at in lost if at not in turned]
+    return list(dict.fromkeys(found))
+
+
+def _unfit(
+    document: Document, base: Experiment, space: Space, one: Planned, path: str
+) -> Iterator[Finding]:
+    """What is wrong with a change of a setting that there is."""
+    place, flag = base.tree.at(one.at(path)), one.turned[path][0]
+    lacking = next((v for v in space.variants if _lacks(v, one.stage, flag)), None)
+    if lacking is not None:
+        yield Finding(
+            "XC510",
+            f"not every run of stage `{one.stage.name}` has a `{path}`{_told_apart(lacking)}",
+            place.key,
+            why="a retry of a stage is the same for all of its runs",
+            help="change a setting that all of them have",
+        )
+        return
+    value = one.written.changes[path]
+    if value != HALF or flag.choices:
+        yield from _refused(document, space, one, path)
+    elif not _is_number(flag.default):
+        yield Finding(
+            "XC510",
+            f"`{path}` can't be halved: it is `{word(flag, flag.default)}`",
+            place.value,
+            why="only a number can be",
+            help="write what it is in the next try",
+        )
+
+
+def _refused(document: Document, space: Space, one: Planned, path: str) -> Iterator[Finding]:
+    """What the spec would be told if it said itself what a retry makes of it."""
+    variant = next(v for v in space.variants if one.stage.name in v.programs)
+    firsts = [each for axis in space.loops if axis.rows for each in axis.row(0)]
+    span = document.tree.at(one.at(path)).value
+    moved = Override(f"{one.stage.name}.{path}", one.written.changes[path], span)
+    try:
+        resolve(document, (*variant.overrides(), *firsts, moved))
+    except SpecError as error:
+        yield from error.findings
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _lacks(variant: Variant, stage: Stage, flag: Flag) -> bool:
+    program = variant.programs.get(stage.name)
+    return program is not None and all(each.path != flag.path for each in program.flags)
+
+
+def _told_apart(variant: Variant) -> str:
+    """Which runs are meant, for a message."""
+    if variant.condition.name:
+        return f": those of condition `{variant.condition.name}` do not"
+    named = [
+        f"`{path}: {word}`"
+        for axis, row in variant.rows
+        for path, word in zip(axis.paths, axis.words[row], strict=True)
+    ]
+    return f": those with {' and '.join(named)} do not" if named else ""
+
+
+def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyPath) -> Finding:
+    """A change of what is no setting in any stage that the retry is for."""
+    stages, path = [one.stage for one in several], str(at[-1])
+    named = f"stage `{stages[0].name}` has no" if len(stages) == 1 else "no stage has a"
+    why, help = "the next try would be like the one that failed", ""
+    undivided = [stage.kind for stage in stages if path == "microbatch" and stage.kind.undivided]
+    there = [(each, (*each.path, *path.split("."))) for each in stages]
+    held = next((each for each in there if each[1] in base.tree.where), None)
+    if undivided:
+        why, help = undivided[0].undivided
+    elif held is not None:
+        value = base.tree.get(held[1])
+        if isinstance(value, dict):
+            named, help = (
+                f"`{path}` is no setting, but a map of them, in",
+                f"name a key of `{path}`",
+            )
+            return _told(f"{named} stage `{held[0].name}`", base, at, why, help)
+        if base.is_written(held[1]):
+            why = "it decides the code of the stage: another program has results of its own"
+            return _told(f"`{path}` can't be changed by a retry", base, at, why, "leave it out")
+        help = f"write what it is otherwise, `{path}: {number(value)}`, in the stage"
+        return _told(f"`{path}` is not set in stage `{held[0].name}`", base, at, why, help)
+    else:
+        settings = dict.fromkeys(_settings(space, stages))
+        hint = suggest(path, settings)
+        help = (
+            f"{hint} (settings: {listed(settings, 6)})"
+            if hint
+            else f"settings are {listed(settings)}"
+        )
+    return _told(f"{named} `{path}`", base, at, why, help)
+
+
+def _told(message: str, base: Experiment, at: KeyPath, why: str, help: str) -> Finding:
+    return Finding("XC510", message, base.tree.at(at).key, why=why, help=help)
+
+
+def _settings(space: Space, stages: list[Stage]) -> Iterator[str]:
+    """What a retry of stages could change, by path."""
+    for variant in space.variants:
+        for stage in stages:
+            for flag in (
+                variant.programs[stage.name].flags if stage.name in variant.programs else ()
+            ):
+                yield ".".join(map(str, flag.path[2:]))

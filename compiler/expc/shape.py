@@ -51,8 +51,11 @@ def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[s
 _ELSEWHERE = {
     "env_steps": "only a stage with an environment counts its steps, in `until`, `evaluate` and `prefill`",
     "epochs": "only a stage with data counts passes over it",
+    "microbatch": "only a stage that trains on rows can take a batch in parts",
+    "notify": "who is told is said once, under `run` at the top",
+    "address": "the address of the cluster is said once, under `run` at the top",
 }
-"""Clocks that others have."""
+"""Keys that others have."""
 
 
 def not_brought(key: str, place: Span, uses: Iterable[Use]) -> Finding:

@@ -26,7 +26,8 @@ class Kind:
 
     `measured` is where a key without a split is measured, and whose figures a monitor may watch. `keeps_episodes` says
     that held-out episodes are left for an evaluation. `samples` are the columns of a batch, by name; None: nothing is built. `frame` is what
-    a kind that acts in an environment sees of it at a time.
+    a kind that acts in an environment sees of it at a time. `undivided`: why a batch can't go through in parts, nor be shared out
+    among devices, and what to do instead of the first; none where it can.
     """
 
     name: str
@@ -39,3 +40,4 @@ class Kind:
     keeps_episodes: bool = False
     samples: Callable[[Stage, Program], Mapping[str, Sample]] | None = None
     frame: tuple[int, ...] | None = None
+    undivided: tuple[str, str] | None = None

@@ -33,6 +33,7 @@ from expc.lint.facts import facts_file, facts_of
 from expc.lint.rules.sweeps import known_axes
 from expc.lint.rules.text import number_meant
 from expc.plan import order
+from expc.policy import misfits
 from expc.resolve import Document, Override, document, resolve, spec_path
 from expc.signatures import NotFound, find
 from expc.source import Source, name_of, read
@@ -108,7 +109,7 @@ def _without_echoes(found: Sequence[Finding]) -> list[Finding]:
 
     A wrong shape is told once, and not where the text already explains it.
     """
-    told = {f.span for f in found if f.code.startswith("XC0")}
+    told = {f.span for f in found if f.code.startswith("XC0") or f.code == "XC107"}
     kept = []
     for finding in found:
         if finding.code == "XC103":
@@ -152,20 +153,21 @@ def _on_spec(written: Document, checked: Checked, found: list[Finding]) -> None:
     for axis_rule in _of(AxisRule):
         found += axis_rule.check(written, experiment)
     swept, base = known_axes(written, experiment)
-    space, misfits = explore(swept, base)
-    found += misfits
+    space, unfit = explore(swept, base)
+    found += unfit
     orders = (experiment, *(variant.experiment for variant in space.variants))
     circle = [finding for each in orders for finding in _circle(each)]
     found += circle
+    found += misfits(swept, base, space)
     for at in _points(swept, base, space, found):
         found += _on_point(at)
     for sweep_rule in _of(SweepRule):
         found += sweep_rule.check(swept, base, space)
     checked.needs = tuple(dict.fromkeys(_needs(written, experiment, space)))
     for folder_rule in _of(FolderRule):
-        found += folder_rule.check(experiment, space) if not (misfits or circle) else ()
+        found += folder_rule.check(experiment, space) if not (unfit or circle) else ()
     checked.unprofiled = _unprofiled(experiment)
-    checked.finished = not misfits and not any(Rule.registry[each.code].hides for each in found)
+    checked.finished = not unfit and not any(Rule.registry[each.code].hides for each in found)
 
 
 def _unprofiled(experiment: Experiment) -> bool:

@@ -97,7 +97,7 @@ _BELOW: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What the `facts` blocks of a page complete, as its specs complete the example."""
 
-_TOP = frozenset({"expc", "name", "about", "extends", "model", "stages", "sweep"})
+_TOP = frozenset({"expc", "name", "about", "extends", "model", "stages", "run", "sweep"})
 _BLOCK = re.compile(
     r"^```(?P<kind>\w+)(?: (?P<label>\S+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )

@@ -13,4 +13,8 @@ EVALUATE = Kind(
     parents,
     logged,
     lower,
+    undivided=(
+        "nothing is trained, so there are no gradients to gather",
+        "measure fewer `episodes` in the spec, in all runs alike",
+    ),
 )

@@ -18,4 +18,8 @@ WORLD_MODEL = Kind(
     keeps_episodes=True,
     samples=samples,
     frame=FRAME,
+    undivided=(
+        "each call of its phases moves targets that the next one reads: two halves would be two updates",
+        "set a smaller `replay.batch` or `replay.length` in the spec, for all runs alike",
+    ),
 )

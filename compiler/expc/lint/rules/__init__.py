@@ -7,6 +7,7 @@ import expc.lint.rules.handoff
 import expc.lint.rules.losses
 import expc.lint.rules.numerics
 import expc.lint.rules.output
+import expc.lint.rules.runs
 import expc.lint.rules.shape
 import expc.lint.rules.splits
 import expc.lint.rules.stages

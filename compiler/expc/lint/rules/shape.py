@@ -143,7 +143,10 @@ class OwnCodeNotFound(ToldRule):
 _SECRETS = (
     (
         "a webhook's address",
-        re.compile(r"https?://[^\s]*(hooks\.slack\.com|webhook)[^\s]*", re.IGNORECASE),
+        re.compile(
+            r"https?://[^\s]*webhook|discord(app)?\.com/api/webhooks/|hooks\.slack\.com/\w",
+            re.IGNORECASE,
+        ),
     ),
     (
         "a password in an address",
@@ -190,8 +193,15 @@ class LiteralSecret(TextRule):
                     f"this holds {what}",
                     scalar.span,
                     why="a spec is committed, and copied into every run's folder",
-                    help="take it out and revoke it; name an environment variable as `env:NAME`",
+                    help=f"take it out and revoke it; {_instead(scalar)}",
                 )
+
+
+def _instead(scalar: Scalar) -> str:
+    """How a spec names a secret that it does not hold."""
+    if scalar.path and scalar.path[-1] == "webhook":
+        return "write the name of a variable that holds it, `webhook: EXPC_WEBHOOK`"
+    return "name an environment variable as `env:NAME`"
 
 
 def _secret(scalar: Scalar) -> str:
@@ -202,6 +212,8 @@ def _secret(scalar: Scalar) -> str:
             return what
     key = str(scalar.path[-1]) if scalar.path else ""
     value = scalar.value
+    if key == "webhook" and "://" in value:
+        return "a webhook's address"
     if _SECRET_KEYS.search(key) and len(value) >= 12 and re.search(r"\d", value):
         return f"the literal value of `{key}`"
     return ""

@@ -47,6 +47,9 @@ class UnknownAxis(AxisRule):
             span = document.tree.at(where).key
             top = path.partition(".")[0]
             stages = f"a path starts with a stage ({listed(experiment.stages)}) or `model`"
+            if _of_runs(experiment, path):
+                yield self._carried_out(path, span)
+                continue
             yield self.finding(
                 f"`{path}` can't be swept"
                 if path in document.tree.data
@@ -57,6 +60,21 @@ class UnknownAxis(AxisRule):
                 or (stages if top not in experiment.stages else f"see the keys of `{top}`"),
                 fix=(Edit(span, hint.split("`")[1], safe=False),) if hint else (),
             )
+
+    def _carried_out(self, path: str, span: Span) -> Finding:
+        return self.finding(
+            f"`{path}` can't be swept",
+            span,
+            why="how runs are carried out is no part of what they are: points of the sweep would be the same runs",
+            help="set it once, under `run`",
+        )
+
+
+def _of_runs(experiment: Experiment, path: str) -> bool:
+    """Whether a path is of how runs are carried out: of one stage's, or of all."""
+    first, _, rest = path.partition(".")
+    own = first in experiment.stages and rest.partition(".")[0] == "run"
+    return own or (first == "run" and first not in experiment.stages)
 
 
 def _dotted(path: KeyPath) -> str:
@@ -81,6 +99,9 @@ def _unknown(document: Document, experiment: Experiment) -> Iterator[tuple[KeyPa
     picked = {(path, spec_path(path.removesuffix(".use"))) for _, path in every}
     for where, path in every:
         target = spec_path(path)
+        if _of_runs(experiment, path):
+            yield where, path
+            continue
         above = {target[:n] for n in range(1, len(target))}
         if target in experiment.tree.where or any(
             other != path and place in above for other, place in picked
