@@ -11,7 +11,7 @@ from expc_runtime.state.identity import SMOKE, identity, resolve, run_name
 from expc_runtime.state.program import Declared, read_program
 from expc_runtime.state.records import Result, read_result
 
-__all__ = ["Layout", "Policy", "Retry", "Task", "cover", "proof", "tasks"]
+__all__ = ["Layout", "Policy", "Retry", "Task", "cover", "proof", "records", "tasks"]
 
 _CHUNK = 1 << 14
 
@@ -95,7 +95,7 @@ def tasks(plan: BinaryIO, layout: Layout) -> Iterator[Task]:
     policies: dict[str, Policy] = {}
     index, run, condition, seed = 0, "", "", ""
     earlier: dict[str, Task] = {}
-    for kind, *words in _records(plan):
+    for kind, *words in records(plan):
         if kind == "run":
             condition, seed = words
             index, run, earlier = index + 1, run_name(condition, seed), {}
@@ -248,7 +248,8 @@ def proof(folder: Path, key: str) -> Result | None:
     return result if result is not None and result.key == key else None
 
 
-def _records(plan: BinaryIO) -> Iterator[list[str]]:
+def records(plan: BinaryIO) -> Iterator[list[str]]:
+    """The records of words that a generated script prints."""
     words = _words(plan)
     for count in words:
         yield [next(words) for _ in range(int(count))]
