@@ -13,6 +13,7 @@ from typing import Any
 from expc.emit.render import Rendered
 from expc.ir import Flag, Plan
 from expc.runs import stream
+from expc_runtime.state.identity import counted
 from expc_runtime.state.plan import Layout, Task, proof, tasks
 from expc_runtime.state.program import Declared, read_program
 from expc_runtime.state.records import Result, read_result
@@ -136,8 +137,9 @@ class _Reasons:
 
 
 def _changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Fields whose values differ; where a run lies and what computes it are no part of it."""
-    names = [name for name in {**then, **now} if name not in ("out", "device", "smoke")]
+    """Fields whose values differ, of those that tell instances apart."""
+    then, now = counted(then), counted(now)
+    names = [name for name in {**then, **now} if name != "smoke"]
     pairs = {name: (_plain(then.get(name)), _plain(now.get(name))) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 

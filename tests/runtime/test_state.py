@@ -105,6 +105,16 @@ def test_identity_ignores_where_a_run_is_kept_and_computed() -> None:
     assert identity("p", {"out": "a", "device": "cpu"}, {}) == identity("p", {}, {})
 
 
+def test_a_whole_batch_at_once_is_no_setting() -> None:
+    """A spec in which a retry may halve `microbatch` keeps the results it had."""
+    before = identity("p", {"lr": 0.1, "clip": None}, {})
+    assert identity("p", {"lr": 0.1, "clip": None, "microbatch": 1.0}, {}) == before
+    assert identity("p", {"lr": 0.1, "clip": None, "microbatch": 0.5}, {}) != before
+    retried = {"lr": 0.1, "clip": None, "microbatch": 0.5, "planned": '{"microbatch": 1.0}'}
+    assert identity("p", retried, {}) == before
+    assert identity("p", {"lr": 0.1}, {}) != before
+
+
 def test_identity_reads_equal_numbers_as_equal_but_not_truth() -> None:
     def key(value: object) -> str:
         return identity("p", {"x": value}, {})

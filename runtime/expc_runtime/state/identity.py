@@ -9,12 +9,22 @@ from typing import Any
 from expc_runtime.errors import BadValue
 from expc_runtime.state.records import read_result, read_status
 
-__all__ = ["SMOKE", "identity", "parent_key", "planned", "resolve", "run_name", "sibling"]
+__all__ = [
+    "SMOKE",
+    "counted",
+    "identity",
+    "parent_key",
+    "planned",
+    "resolve",
+    "run_name",
+    "sibling",
+]
 
 SMOKE = ".smoke"  # ends the name of a folder in which smoke runs work
 
 # Where a run is kept and what computes it do not change what it is.
 _NOT_IDENTITY = frozenset({"out", "device", "planned"})
+_UNTOUCHED = {"microbatch": 1.0}  # settings that do nothing at this value: as good as not there
 _NAME_BYTES = 200  # of 255 that a file system takes; ".was-<key>" and a number may follow
 
 
@@ -25,12 +35,23 @@ def identity(program: str, config: Mapping[str, Any], parents: Mapping[str, str]
         program: the module's ``PROGRAM``.
         config: every field of its ``Config`` (``out`` and ``device`` do not count). Settings that
             a retry changed count as they were ``planned``: it is another try at the same instance.
+            A whole batch at once, ``microbatch`` of 1, counts as if the module had no such field:
+            a spec in which a retry may halve it keeps its results.
         parents: key of each stage whose product it takes, by stage name.
     """
-    whole = {**config, **planned(config)}
-    values = {name: _canonical(v) for name, v in whole.items() if name not in _NOT_IDENTITY}
+    values = {name: _canonical(value) for name, value in counted(config).items()}
     text = json.dumps([program, values, dict(parents)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a ``Config`` that tell instances apart, as the plan has them."""
+    whole = {**config, **planned(config)}
+    return {
+        name: value
+        for name, value in whole.items()
+        if name not in _NOT_IDENTITY and not (name in _UNTOUCHED and value == _UNTOUCHED[name])
+    }
 
 
 def planned(config: Mapping[str, Any]) -> dict[str, Any]:
