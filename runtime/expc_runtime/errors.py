@@ -24,6 +24,7 @@ __all__ = [
     "OutOfMemory",
     "Preempted",
     "StageError",
+    "exhausted",
     "failure_of",
     "known",
 ]
@@ -152,14 +153,34 @@ def known(error: BaseException) -> StageError | None:
     """
     if isinstance(error, StageError):
         return error
-    # torch.OutOfMemoryError by name: this module must stay importable without torch.
-    names = {c.__name__ for c in type(error).__mro__}
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
-        return OutOfMemory(_first_line(error) or "the host has no memory left")
+    if short := exhausted(error):
+        return OutOfMemory(short)
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         where = f" ({error.filename})" if error.filename else ""
         return DiskFull(f"{error.strerror}{where}")
     return None
+
+
+_NO_MEMORY = (
+    "out of memory",  # CUDA's driver, and libraries on top of it
+    "can't allocate memory",  # torch's allocator for the host
+    "cannot allocate memory",
+    "not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+
+def exhausted(error: BaseException) -> str:
+    """What is said of memory that ran out, in a line; empty if ``error`` means something else."""
+    # torch.OutOfMemoryError by name: this module must stay importable without torch.
+    names = {c.__name__ for c in type(error).__mro__}
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+        return _first_line(error) or "the host has no memory left"
+    text = str(error)
+    if isinstance(error, RuntimeError) and any(word in text for word in _NO_MEMORY):
+        return _first_line(error)
+    return ""
 
 
 def _first_line(error: BaseException) -> str:

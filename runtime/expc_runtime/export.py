@@ -28,7 +28,7 @@ from expc_runtime.module import Module
 from expc_runtime.provenance import project_root
 from expc_runtime.state import Result, read_result, resolve
 
-__all__ = ["Column", "columns_of", "load", "main", "to_onnx", "to_safetensors"]
+__all__ = ["Column", "built", "columns_of", "load", "main", "to_onnx", "to_safetensors"]
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _load(run: Path, best: str | None) -> tuple[nn.Module, Result, Manifest]:
     if found is None:
         raise MissingInput(f"no {series} checkpoint in {store.folder}")
     state, manifest = found
-    module = _build(folder, result)
+    module = built(folder, result)
     load_weights(module, state["model"])
     return module.eval(), result, manifest
 
@@ -162,7 +162,11 @@ def _why_not(folder: Path) -> str:
     return f"name a stage of it, {' or '.join(stages)}" if stages else "the stage is not done"
 
 
-def _build(folder: Path, result: Result) -> Module:
+def built(folder: Path, result: Result) -> Module:
+    """The module of a result of the stage ``folder``, with the weights it begins with.
+
+    Raises MissingInput: its file is not there, or was compiled anew since.
+    """
     path = project_root(folder) / result.module
     if not path.is_file():
         raise MissingInput(f"{folder} was made by {path}, which is not there")

@@ -1,6 +1,6 @@
 """What `fit` trains on: the one protocol of a feed, whether its rows are read or made by acting."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -9,6 +9,7 @@ import torch
 
 from expc_runtime.gates import Paced, Until
 from expc_runtime.module import Batch, Module
+from expc_runtime.ranks import ALONE, Ranks
 
 __all__ = ["TrainingFeed", "Work"]
 
@@ -29,6 +30,8 @@ class Work:
     Raises Stopped where the training is to stop: what was being measured is measured again by the
     run that goes on, so leave everything as it was between two steps.
     """
+    ranks: Ranks = ALONE
+    """What shares each batch; a feed whose batches cannot be split raises BadValue for several."""
 
 
 class TrainingFeed(Paced, Protocol):
@@ -101,8 +104,8 @@ class TrainingFeed(Paced, Protocol):
         """What result.json says of it."""
         ...
 
-    def origin(self, update: int) -> str:
-        """Where the batch of an update came from, for people."""
+    def origin(self, update: int, rows: Sequence[int] = ()) -> str:
+        """Where the batch of an update came from, for people; or where those ``rows`` of it did."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

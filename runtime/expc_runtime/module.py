@@ -6,8 +6,9 @@ chunk of updates for each `training_step` makes its cost per update disappear.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -24,7 +25,7 @@ from expc_runtime.ports import Latent
 from expc_runtime.ranks import ALONE, Ranks
 from expc_runtime.signals import Stopped
 
-__all__ = ["Batch", "Module", "Records", "detach_tree"]
+__all__ = ["Batch", "Draws", "Incident", "Module", "Records", "detach_tree"]
 
 Batch = tuple[Tensor, ...]
 T = TypeVar("T")
@@ -98,6 +99,20 @@ class Records:
             self._rows[name] = self._rows.get(name, 0) + rows
 
 
+Draws = tuple[tuple[torch.Generator, Tensor], ...]  # generators, each with a state
+
+
+@dataclass(frozen=True)
+class Incident:
+    """An update that met something not finite, and what it takes to run it again."""
+
+    batch: Batch
+    draws: Draws  # before it
+    update: int  # from 0
+    drive: str
+    loss: float
+
+
 class _Live:
     """What changes at every update; a plain object, as nn.Module's attributes are slow to set."""
 
@@ -106,9 +121,13 @@ class _Live:
         "batch",
         "before",
         "copies",
+        "draw",
+        "drawn",
+        "drawn_before",
         "epoch",
         "flush",
         "gathered",
+        "keep",
         "origin",
         "portion",
         "ranks",
@@ -131,14 +150,18 @@ class _Live:
         self.copies = 1  # ranks that see the same rows in this update
         self.ranks = ALONE
         self.portion: Callable[[int], int] | None = None  # rows of an update's batch, of all ranks
-        self.suspect: tuple[Any, int] | None = None  # a batch whose loss was not finite, its update
+        self.suspect: tuple[Any, Draws, int] | None = None  # a batch with a bad loss, its update
         self.gathered: list[str] = []  # drives that its parts called `step` for, in order
         self.batch: Any = None
         self.before: Any = None  # the batch before it, for a flag that is read one step late
+        self.draw: Callable[[], Draws] = lambda: ()
+        self.drawn: Draws = ()  # the state of what it draws from, before the batch
+        self.drawn_before: Draws = ()
         self.rehearsed: Callable[[tuple[str, Tensor]], None] | None = None
         self.records = Records()
         self.flush: Callable[[], None] = lambda: None
-        self.origin: Callable[[int], str] = lambda update: ""
+        self.origin: Callable[[int, Sequence[int]], str] = lambda update, rows: ""
+        self.keep: Callable[[Incident], str] = lambda incident: ""
         self.wake = float("inf")
         self.woken: Callable[[], bool] | None = None
 
@@ -318,6 +341,7 @@ class Module(pl.LightningModule):
         self._parts = math.ceil(1 / microbatch - 1e-9)  # 1 / 0.1 is ten, whatever is left of it
         self._half = HALF[precision]
         device = next(self.parameters()).device.type
+        self._live.draw = _draws_of(next(self.parameters()).device)
         if self._half is not None:
             _require_autocast(device, self._half)
             self._autocast = torch.autocast(device, self._half)
@@ -358,9 +382,13 @@ class Module(pl.LightningModule):
         """Call ``flush`` every ``log_every`` updates, between two of them."""
         self._live.flush = flush
 
-    def batches_from(self, origin: Callable[[int], str]) -> None:
-        """``origin`` says, for people, which rows were in the batch of an update."""
+    def batches_from(self, origin: Callable[[int, Sequence[int]], str]) -> None:
+        """``origin`` says, for people, where the batch of an update came from, or some rows of it."""
         self._live.origin = origin
+
+    def on_diverged(self, keep: Callable[["Incident"], str]) -> None:
+        """``keep`` is given an update that went wrong; what it says ends the message."""
+        self._live.keep = keep
 
     def wake_at(self, moment: float) -> None:
         """The moment, of `time.monotonic`, at which ``woken`` is next called; 0 for now."""
@@ -375,9 +403,11 @@ class Module(pl.LightningModule):
         """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""
         live, autocast, log_every = self._live, self._autocast, self.log_every
         update = self.update if self._parts == 1 else self._update_in_parts
+        draw = live.draw
         try:
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
+                live.drawn_before, live.drawn = live.drawn, draw()
                 live.rows = len(batch[0])
                 if live.portion is not None:
                     self._take_portion(live.portion(live.updates))
@@ -408,7 +438,7 @@ class Module(pl.LightningModule):
         """Remember the batch whose loss is not finite until the ranks come to speak of it."""
         live = self._live
         if live.suspect is None and any(drive.doubted for drive in self._drives.values()):
-            live.suspect = batch, live.updates
+            live.suspect = batch, live.drawn, live.updates
 
     def _is_called(self) -> bool:
         """Whether `wake_at` has passed; of several ranks, what all know since the same update."""
@@ -472,13 +502,16 @@ class Module(pl.LightningModule):
 
     def _accuse(self, hit: NonFinite, update: int) -> None:
         """Find what made the non-finite value in ``update`` and raise Diverged."""
-        from expc_runtime.guards import blame
+        from expc_runtime.blame import blame
 
         live = self._live
-        batch = live.before if hit.late else live.batch
+        batch, draws = live.batch, live.drawn
+        if hit.late:
+            batch, draws = live.before, live.drawn_before
         if live.suspect is not None:
-            batch, update = live.suspect
-        error = blame(self, batch, hit, update, live.origin(update))
+            batch, draws, update = live.suspect
+        incident = Incident(batch, draws, update, hit.drive, hit.loss)
+        error = blame(self, incident, live.origin, live.keep)
         told = live.ranks.gather((str(error), error.found))
         for rank, (text, found) in enumerate(told):
             if found and rank != live.ranks.rank:
@@ -528,12 +561,16 @@ class Module(pl.LightningModule):
         """Whether nothing of what is computed now is recorded or stepped."""
         return self._live.rehearsed is not None
 
+    def rows_of(self, batch: Batch) -> None:
+        """What is recorded next is about this batch."""
+        self._live.rows = len(batch[0])
+
     def rehearse(self, batches: Iterable[Batch]) -> None:
         """`update` for each batch, in this run's precision, but for what it would record and step."""
         for batch in batches:
             for piece in self.pieces(batch):
                 with self.rehearsal():
-                    self._live.rows = len(piece[0])
+                    self.rows_of(piece)
                     self.update(piece)
 
     @torch.no_grad()
@@ -624,6 +661,14 @@ class Module(pl.LightningModule):
         live.records.load_state_dict(progress["records"])
         for name, state in progress["drives"].items():
             self._drives[name].load_state_dict(state)
+
+
+def _draws_of(device: torch.device) -> Callable[[], Draws]:
+    """Gives the states of torch's generators; cheap enough to be asked before every update."""
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    return lambda: tuple([(generator, generator.get_state()) for generator in generators])
 
 
 def detach_tree(tree: T) -> T:

@@ -14,7 +14,7 @@ from typing import Any
 
 from expc_runtime.state.files import read_json
 
-__all__ = ["annotate", "source_of"]
+__all__ = ["annotate", "source_at", "source_of"]
 
 LOCK = "expc.lock.json"
 
@@ -30,7 +30,7 @@ def source_of(error: BaseException) -> str:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         for path, line in reversed(list(_frames(current.__traceback__))):
-            source = _source(path, line)
+            source = source_at(path, line)
             if source:
                 return source
         current = current.__cause__ or current.__context__
@@ -51,7 +51,8 @@ def _frames(trace: TracebackType | None) -> Iterator[tuple[Path, int]]:
         yield Path(frame.f_code.co_filename), line
 
 
-def _source(path: Path, line: int) -> str:
+def source_at(path: Path, line: int) -> str:
+    """What `source_of` says of one line of a file."""
     lock = read_json(path.parent / LOCK)
     files = lock.get("files") if lock else None
     entry = files.get(path.name) if isinstance(files, dict) else None

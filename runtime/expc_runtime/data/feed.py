@@ -157,10 +157,17 @@ class RowFeed(ABC):
         """Row numbers of batch ``position`` of ``epoch``."""
         return self.order(epoch)[position * self.batch : (position + 1) * self.batch]
 
+    def rows_at(self, update: int) -> int:
+        """Rows in the batch of an update, those of all ranks together."""
+        position = update % self.updates_per_epoch
+        return min(self.batch, len(self._rows["train"]) - position * self.batch)
+
     # The rest of what `fit` asks.
 
     def attach(self, work: Work) -> None:
+        """Of several ranks, each is given its stretch of the batches that one would be given."""
         self._work = work
+        work.module.among(work.ranks, self.rows_at)
 
     def updates_after(self, epochs: int) -> int:
         return epochs * self.updates_per_epoch
@@ -218,11 +225,17 @@ class RowFeed(ABC):
     def counts(self) -> dict[str, int]:
         return {}
 
-    def origin(self, update: int) -> str:
+    def origin(self, update: int, rows: Sequence[int] = ()) -> str:
         epoch, position = divmod(update, self.updates_per_epoch)
-        rows: list[int] = self.batch_rows(epoch, position).tolist()
-        named = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+        batch = self.batch_rows(epoch, position)
+        whole: list[int] = batch[self._stretch(len(batch))].tolist()
+        shown = [whole[row] for row in rows] or whole
+        named = ", ".join(map(str, shown[:8])) + (", ..." if len(shown) > 8 else "")
         return f"batch {position} of epoch {epoch + 1}, rows {named} of the source"
+
+    def _stretch(self, rows: int) -> slice:
+        """Of a batch, the rows of this rank."""
+        return self._work.ranks.part(rows)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the order of an epoch follows from the seed."""
@@ -298,7 +311,8 @@ class Feed(RowFeed):
             : whole if stop is None else min(whole, stop)
         ]
         for first in range(start, len(batches), CHUNK):
-            yield Chunk(self._columns, batches[first : first + CHUNK])
+            chunk = batches[first : first + CHUNK]
+            yield Chunk(self._columns, [rows[self._stretch(len(rows))] for rows in chunk])
 
     def batches(self, split: Split) -> Chunk:
         """A split in order, once, the short last batch included."""

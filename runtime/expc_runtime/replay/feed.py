@@ -107,6 +107,11 @@ class Replay:
         self._answers = torch.eye(env.actions + 1, env.actions, device=device)
 
     def attach(self, work: Work) -> None:
+        if work.ranks.size > 1:
+            raise BadValue(
+                f"{work.ranks.size} devices for one run: what is learned from a replay is trained by "
+                "one process, which also acts; leave run.devices of this stage at 1"
+            )
         env = self._env
         self._work = work
         if work.smoke:
@@ -281,10 +286,11 @@ class Replay:
         replayed = {"frames": self._episodes.frames, "episodes": len(self._episodes)}
         return {"env": self._env.settings, "replay": replayed, "held_out": held}
 
-    def origin(self, update: int) -> str:
+    def origin(self, update: int, rows: Sequence[int] = ()) -> str:
         for number, windows in self._origins:
             if number == update:
-                told = [_told(k, pieces) for k, pieces in enumerate(windows.pieces)]
+                pieces = enumerate(windows.pieces)
+                told = [_told(k, each) for k, each in pieces if k in rows or not rows]
                 shown = "; ".join(told[:6]) + ("; ..." if len(told) > 6 else "")
                 return f"its windows: {shown}"
         return ""
