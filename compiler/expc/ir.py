@@ -357,7 +357,10 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What will be written and run. Blocks describe a grid of any size in bounded memory."""
+    """What will be written and run. Blocks describe a grid of any size in bounded memory.
+
+    `conduct` names all that is said of how runs are carried out.
+    """
 
     experiment: str
     spec: str
@@ -372,3 +375,4 @@ class Plan:
     policies: tuple[Policy, ...] = ()
     notify: Notify | None = None
     backends: tuple[Backend, ...] = ()
+    conduct: str = ""

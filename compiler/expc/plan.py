@@ -12,7 +12,7 @@ from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, SpecError
 from expc.ir import Block, Flag, Loop, Module, Name, Plan, Program, StageRun
-from expc.policy import backends, notify, policies
+from expc.policy import backends, fingerprint, notify, policies
 from expc.resolve import spec_path
 from expc.source import KeyPath
 from expc.sweep import (
@@ -58,6 +58,7 @@ def plan(base: Experiment, space: Space) -> Plan:
         policies=policies(base, space),
         notify=notify(base),
         backends=backends(base),
+        conduct=fingerprint(base, space),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from expc import digest
 from expc.experiment import Experiment, Stage
 from expc.findings import Finding, SpecError, listed, suggest
 from expc.ir import Backend, Flag, Notify, Option, Policy, Program, Retry
@@ -132,8 +133,18 @@ def _options(asked: Any, devices: int) -> Iterator[Option]:
     for key in type(asked).model_fields:
         value = getattr(asked, key)
         if value is not None and key != "address":
-            yield key, value.in_seconds if key == "time" else value
+            yield key, value.in_seconds if key == "time" else _whole(value)
     yield "devices", devices
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def fingerprint(base: Experiment, space: Space) -> str:
+    """Names all that is said of how runs are carried out; empty where nothing is."""
+    said = (policies(base, space), notify(base), backends(base))
+    return digest.text(repr(said)) if any(said) else ""
 
 
 # ------------------------------------------------------------------------------------------------- misfits

@@ -25,7 +25,7 @@ _MANY = 100_000
 def command(spec: Path, check: bool) -> int:
     """Say what compiling and running SPEC would do. Nothing is written and nothing runs.
 
-    The runs; the files against those that were generated before; the stages against the results
+    The runs, and how they are carried out; the files against those that were generated before; the stages against the results
     under runs/: what is proved done, what would run, which results no longer count and why.
 
     With --check: what would fail hours later, each at its line, with exit code 1; else the memory
@@ -71,6 +71,7 @@ def _check(spec: Path) -> int:
 
 
 def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Iterator[str]:
+    from expc.emit.conduct import told
     from expc.emit.shell import summary
     from expc.emit.write import as_it_runs
     from expc.standing import compare
@@ -78,6 +79,8 @@ def _parts(made: Compiled, rendered: Rendered, folder: Path, name: str) -> Itera
     plan, root = made.plan, made.experiment.root
     yield f"{plan.experiment}: {summary(plan)}"
     yield f"Files in {name}\n{_aligned(_files(made, rendered, folder))}"
+    if conduct := told(plan):
+        yield f"How runs are carried out\n{_aligned(conduct)}"
     yield from _floors(made)
     if plan.runs > _MANY and not (root / "runs" / plan.experiment).is_dir():
         yield "Nothing has run yet"

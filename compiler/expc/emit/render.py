@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from expc import digest
-from expc.emit import shell
+from expc.emit import conduct, shell
 from expc.emit.python import PythonFile, given, prose, python_file
-from expc.emit.shell import quote, shell_file
+from expc.emit.shell import cluster_file, quote, shell_file
 from expc.experiment import Experiment
 from expc.ir import Block, Name, Plan
 from expc.source import KeyPath
@@ -55,7 +55,12 @@ def render(experiment: Experiment, plan: Plan, folder: str) -> Rendered:
     texts = formatted(raw)
     maps = {name: source_map(pieces[name], raw[name], texts[name], experiment) for name in texts}
     files = dict(texts)
-    files["sweep.sh"] = _shell().render(s=shell_file(plan, folder))
+    script = shell_file(plan, folder)
+    for name in ("sweep", "monitor"):
+        files[f"{name}.sh"] = _shell(name).render(s=script)
+    there = _environment().list_templates()
+    for backend in (each for each in plan.backends if f"{each.name}.sh.j2" in there):
+        files[f"{backend.name}.sh"] = _shell(backend.name).render(s=script, c=cluster_file(backend))
     files["README.md"] = _readme().render(r=_readme_text(plan, folder))
     return Rendered(files, _lock(plan, files, maps))
 
@@ -98,11 +103,11 @@ def _readme() -> Any:
 
 
 @cache
-def _shell() -> Any:
+def _shell(name: str = "sweep") -> Any:
     """Whatever a shell template prints is quoted, unless it has been."""
     quoted = _environment().overlay(finalize=quote)
     quoted.filters = {**quoted.filters, "comment": shell.comment}
-    return quoted.get_template("sweep.sh.j2")
+    return quoted.get_template(f"{name}.sh.j2")
 
 
 def formatted(files: Mapping[str, str]) -> dict[str, str]:
@@ -179,6 +184,7 @@ def _lock(
         "experiment": plan.experiment,
         "spec": plan.spec,
         "runs": plan.runs,
+        **({"conduct": plan.conduct} if plan.conduct else {}),
         "files": entries,
     }
 
@@ -207,6 +213,12 @@ class _Runs:
 
 
 @dataclass(frozen=True, slots=True)
+class _Conduct:
+    of: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
 class Readme:
     """What the README template prints."""
 
@@ -218,6 +230,8 @@ class Readme:
     example: str
     modules: tuple[_Row, ...]
     blocks: tuple[_Runs, ...]
+    conduct: tuple[_Conduct, ...]
+    clusters: tuple[str, ...]
 
 
 def _readme_text(plan: Plan, folder: str) -> Readme:
@@ -230,6 +244,8 @@ def _readme_text(plan: Plan, folder: str) -> Readme:
         example=_by_hand(plan, folder),
         modules=tuple(_Row(m.file, m.stage, m.program.doc.rstrip(".")) for m in plan.modules),
         blocks=tuple(_runs(block) for block in plan.blocks),
+        conduct=tuple(_Conduct(of, says) for of, says in conduct.told(plan).items()),
+        clusters=tuple(backend.name for backend in plan.backends),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from expc.emit.python import shell_value
-from expc.ir import Block, Loop, Name, Plan, StageRun
+from expc.ir import Backend, Block, Loop, Name, Plan, StageRun
 from expc.sweep import number
 
 
@@ -78,6 +78,28 @@ def conduct(plan: Plan) -> Iterator[list[str]]:
             words += ["--delay", number(retry.delay)] if retry.delay is not None else []
             changes = [word for change in retry.changes for word in change]
             yield [*words, *(["--", *changes] if changes else [])]
+
+
+def asks(backend: Backend) -> tuple[Quoted, ...]:
+    """What each stage asks of a cluster: `STAGE --option value...`, in the spec's words and units of seconds."""
+    return tuple(
+        _words([stage, *(word for key, value in options for word in (f"--{key}", number(value)))])
+        for stage, options in backend.stages
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """What the template of a back end prints, beside what it shares with that of the sweep."""
+
+    name: str
+    asks: tuple[Quoted, ...]
+    address: str
+
+
+def cluster_file(backend: Backend) -> ClusterFile:
+    """A cluster script's text, piece by piece, for its template."""
+    return ClusterFile(backend.name, asks(backend), str(dict(backend.whole).get("address", "")))
 
 
 def notice(plan: Plan) -> list[str]:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from expc.components.core import Use
 from expc.findings import Span
-from expc.ir import Artifact, Block, Call, Flag, Name, Net, Op, Operand, Optim, Program, Value
+from expc.ir import (
+    Artifact,
+    Block,
+    Call,
+    Flag,
+    Name,
+    Net,
+    Op,
+    Operand,
+    Optim,
+    Policy,
+    Program,
+    Value,
+)
 
 if TYPE_CHECKING:
     from expc.build import Compiled
@@ -233,7 +247,30 @@ def _plan(compiled: Compiled) -> Any:
             {"file": m.file, "stage": m.stage, "label": m.label, "program": m.digest}
             for m in plan.modules
         ],
+        "policies": [_policy(policy) for policy in plan.policies],
+        "notify": asdict(plan.notify) if plan.notify is not None else None,
+        "backends": {
+            backend.name: {**dict(backend.whole), "stages": {n: dict(o) for n, o in backend.stages}}
+            for backend in plan.backends
+        },
         "blocks": [_block(block) for block in plan.blocks],
+    }
+
+
+def _policy(policy: Policy) -> dict[str, Any]:
+    retries = {
+        retry.failure: {
+            "times": retry.times,
+            "delay": retry.delay,
+            "changes": dict(retry.changes),
+        }
+        for retry in policy.retries
+    }
+    return {
+        "stage": policy.stage,
+        "timeout": policy.timeout,
+        "devices": policy.devices,
+        "retries": retries,
     }
 
 

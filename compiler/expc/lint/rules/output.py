@@ -11,6 +11,7 @@ from expc import digest
 from expc.experiment import Experiment
 from expc.findings import Finding, Span
 from expc.lint.core import FolderRule
+from expc.policy import fingerprint
 from expc.sweep import Space
 
 LOCK = "expc.lock.json"
@@ -69,6 +70,8 @@ class Stale(FolderRule):
         if lock is None or lock.get("spec") != experiment.file:
             return
         changed = sorted(_changed(lock["files"], space))
+        if lock.get("conduct", "") != fingerprint(experiment, space):
+            changed.append("sweep.sh")
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             yield self.finding(
