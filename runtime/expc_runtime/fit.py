@@ -5,7 +5,9 @@ one attempt at it: Lightning's Trainer runs the loop over chunks, and `Training`
 happens in it (`on_...`), measures, saves, and says when it is enough.
 """
 
+import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,23 +16,24 @@ from typing import Any, TypeVar
 
 import torch
 
-from expc_runtime import norms
+from expc_runtime import evidence, norms
 from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
-from expc_runtime.errors import BadValue, GateNotMet, MissingInput, Preempted
+from expc_runtime.errors import BadValue, GateNotMet, MissingInput, Preempted, StageError
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
 from expc_runtime.guards import untrained
 from expc_runtime.learning import Unmoved, faint, pulls
-from expc_runtime.log import Log
+from expc_runtime.log import Log, Unwritten
 from expc_runtime.measuring import Figures, NormStatistics
-from expc_runtime.module import Module
+from expc_runtime.module import Incident, Module
 from expc_runtime.parts import Origin, fingerprints, load_parts, outputs, parents
 from expc_runtime.progress import progress
 from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
+from expc_runtime.ranks import Ranks
 from expc_runtime.saving import Best, Saves
 from expc_runtime.signals import Requests, Stopped
 from expc_runtime.state import Claim, Result
@@ -40,6 +43,7 @@ __all__ = ["fit"]
 
 DEFAULT_CHECKPOINT = Checkpoint()
 PULSE = 1.0  # seconds between two looks at the clock and the status
+RANK_SEED = 1_000_003  # between the seeds of two ranks: further apart than those of a sweep
 R = TypeVar("R", bound=Run)
 
 
@@ -105,6 +109,7 @@ def fit(
             root=at.root,
             parents=dict(at.parents),
             stage=at.stage,
+            ranks=at.ranks,
         ).run(),
         parents=lambda out: parents((init or {}, frozen or {}), out),
         file=file,
@@ -133,6 +138,7 @@ class Training:
     root: Path
     parents: dict[str, str]
     stage: Claim
+    ranks: Ranks
 
     module: Module = field(init=False)
     figures: Figures = field(init=False)
@@ -142,9 +148,10 @@ class Training:
     unmoved: Unmoved | None = field(init=False, default=None)  # until it was looked at
 
     def __post_init__(self) -> None:
-        self.log = Log(self.stage.folder)
-        self.saves = Saves(self.stage.folder, self.checkpoint)
-        self.best = Best(self.saves.store, self.monitor)
+        first = self.ranks.first
+        self.log = (Log if first else Unwritten)(self.stage.folder)
+        self.saves = Saves(self.stage.folder, self.checkpoint, self.ranks)
+        self.best = Best(self.saves.store, self.monitor, writes=first)
         self.gate = GateWatch(self.until.gate) if self.until.gate else None
         self.began = time.monotonic()
         self.shown = 0.0  # when it was last said that it lives
@@ -153,7 +160,7 @@ class Training:
 
     def run(self) -> int:
         """Prepare, train, measure, write the result; returns 0 or raises why not."""
-        self.progress = progress(self.stage.folder.name)
+        self.progress = progress(self.stage.folder.name, silent=not self.ranks.first)
         try:
             device, origin = self._prepare()
             self._train(device)
@@ -164,8 +171,8 @@ class Training:
     def _prepare(self) -> tuple[torch.device, dict[str, Any]]:
         """Device, seeds, data, module. Nothing runs yet, so a ValueError is a value that does not fit."""
         try:
-            device = device_of(self.cfg.device)
-            origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
+            device = device_of(self.cfg.device, self.ranks)
+            origin = self._record(device)
             seed_all(self.cfg.seed)
             self.feed.setup(device, self.cfg.seed)
             self._make(device)
@@ -173,11 +180,21 @@ class Training:
             raise BadValue(str(error)).with_traceback(error.__traceback__) from error
         return device, origin
 
+    def _record(self, device: torch.device) -> dict[str, Any]:
+        """What computes this; the first of several ranks says it for all."""
+        if not self.ranks.first:
+            return {}
+        origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
+        return origin | ({"ranks": self.ranks.size} if self.ranks.size > 1 else {})
+
     def _make(self, device: torch.device) -> None:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
         module, feed = self.build(self.cfg).to(device), self.feed
         self.module = module
         self._take_parts(module)
+        self.ranks.same(module.state_dict().values())
+        if self.ranks.rank:  # dropout of other rows
+            seed_all(self.cfg.seed + RANK_SEED * self.ranks.rank)
         feed.attach(
             Work(
                 module=module,
@@ -187,6 +204,7 @@ class Training:
                 smoke=self.cfg.smoke,
                 warn=self.warn,
                 alive=self._alive,
+                ranks=self.ranks,
             )
         )
         self.total = self.until.updates(feed)
@@ -220,6 +238,7 @@ class Training:
         module.on_flush(self._flushed)
         module.watch(self._pulse)
         module.batches_from(feed.origin)
+        module.on_diverged(self._leave)
         if "EXPC_FAULTS" in os.environ:
             from expc_runtime import faults
 
@@ -241,7 +260,7 @@ class Training:
         with Requests(lambda: self.module.wake_at(0.0)) as self.requests:
             # Lightning puts its own handlers before it starts.
             told = Told(self.requests.install, self.end_epoch)
-            loop = trainer(device, self.stage.folder, told)
+            loop = trainer(device, self.stage.folder, told, boards=self.ranks.first)
             self.log.boards = list(loop.loggers)
             self._open()
             self.began = time.monotonic()
@@ -270,8 +289,12 @@ class Training:
         """Every few updates."""
         self.figures.flush()
         self._look_early()
-        if self.saves.due(self.module):
+        if self._due():
             self._save()
+
+    def _due(self, *, epoch_ended: bool = False) -> bool:
+        """Whether it is time to save; of several ranks, by the clock of the first."""
+        return self.ranks.of_first(self.saves.due(self.module, epoch_ended=epoch_ended))
 
     def _look_early(self, *, epoch_ended: bool = False) -> None:
         """Once in a stage: does every loss have a say, and does every parameter move?"""
@@ -292,13 +315,23 @@ class Training:
         """About once a second, and at once after a signal; true ends the training here."""
         module = self.module
         self._show(f"update {module.updates}")
-        module.wake_at(self.shown + PULSE)
-        if self.requests.stop:
+        module.wake_at(self.shown + PULSE if self.ranks.first else math.inf)
+        if self._stops():
             return True
-        if self.requests.save or self.saves.due(module):
+        if any(self.ranks.gather(self.requests.save)) or self._due():
             self.requests.save = False
             self._save()
         return self._budget_gone()
+
+    def _stops(self) -> bool:
+        """Whether a rank was asked to stop; then all were."""
+        asked = self.ranks.gather(self.requests.stop)
+        for rank, name in enumerate(asked):
+            if name:
+                where = f" to rank {rank}" if not all(asked) else ""
+                self.requests.stop = f"{name}{where}"
+                return True
+        return False
 
     def _alive(self, doing: str) -> None:
         """In long work beside the updates; raises Stopped after a signal."""
@@ -337,7 +370,7 @@ class Training:
 
     def _budget_gone(self) -> bool:
         done, total = self._gone()
-        return done >= total
+        return self.ranks.of_first(done >= total)
 
     def _seconds(self) -> float:
         return self.spent + time.monotonic() - self.began
@@ -347,7 +380,7 @@ class Training:
         module = self.module
         module.settle()
         try:
-            if self.requests.stop:
+            if self._stops():
                 raise Stopped
             self.feed.complete(module.updates)
             self._flushed()
@@ -368,7 +401,7 @@ class Training:
         self.ended = gate_ends or self._budget_gone()
         if self.ended:
             self._beat(force=True)
-        if self.ended or self.saves.due(module, epoch_ended=True):
+        if self._due(epoch_ended=True) or self.ended:
             self._save()
         return self.ended
 
@@ -406,11 +439,40 @@ class Training:
             },
         )
 
+    def _leave(self, incident: Incident) -> str:
+        """Keep what it takes to run an update again; says the command that does, or why it cannot."""
+        try:
+            evidence.leave(
+                self.saves.store,
+                self.module,
+                incident,
+                config=asdict(self.cfg),
+                program=self.program,
+                file=str(Path(self.file).resolve().relative_to(self.root)),
+                precision=self.precision,
+                microbatch=self.microbatch,
+            )
+        except (StageError, OSError, TypeError, ValueError) as error:  # it diverged all the same
+            return f"nothing is left to run it again: {error}"
+        return f"see it again, module by module: python -m expc_runtime.rerun {self._out()}"
+
+    def _out(self) -> str:
+        """The stage's folder for a command line in the project's root."""
+        folder = self.stage.folder
+        out = folder.relative_to(self.root) if folder.is_relative_to(self.root) else folder
+        return shlex.quote(str(out))
+
     def _restore(self) -> bool:
         """Go on from the newest whole checkpoint; False if there is none."""
         state = self.saves.load(self.module, self.feed)
         if state is None:
             return False
+        saved_by = len(state.get("ranks", [None]))
+        if saved_by != self.ranks.size:
+            self.warn(
+                f"goes on with {_ranks(self.ranks.size)} where there were {saved_by}: the same batches, "
+                "but other draws of dropout, and other rows that batch norm reads together"
+            )
         self.best.restore()
         if self.gate:
             self.gate.load_state_dict(state["gate"])
@@ -428,7 +490,8 @@ class Training:
         gate = self._judge_gate()
         if not self.cfg.smoke:
             self.figures.tell_gap()
-        left = self._outputs()
+        left = self._outputs() if self.ranks.first else {}
+        self.ranks.wait()
         weights, figures = self._chosen()
         if not self.cfg.smoke:
             self.figures.warn_of_floors(figures)
@@ -535,6 +598,10 @@ class Training:
             self.told |= {once} - {""}
             self.warned.append(text)
             self.say(f"warning: {text}")
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' * (count > 1)}"
 
 
 def _some(names: list[str]) -> str:

@@ -81,7 +81,7 @@ class _Attached(Records):
         super().__init__()
         self.given: dict[str, Tensor] = {}
 
-    def add(self, rows: int, scalars: dict[str, Tensor]) -> None:
+    def add(self, rows: float, scalars: dict[str, Tensor]) -> None:
         self.given |= scalars
 
 

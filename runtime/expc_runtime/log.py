@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from expc_runtime.state import append_line
 from expc_runtime.state.files import write_text
 
-__all__ = ["Log"]
+__all__ = ["Log", "Unwritten"]
 
 
 class Board(Protocol):
@@ -65,3 +65,19 @@ class Log:
         if kept != text:
             write_text(self._figures, kept)
         self.lines = len(whole[:lines])
+
+
+class Unwritten(Log):
+    """The log of a rank whose figures and words are those of the first, which writes them."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def figures(self, split: str, values: Mapping[str, float], **more: Any) -> None:
+        pass
+
+    def rewind(self, lines: int) -> None:
+        pass

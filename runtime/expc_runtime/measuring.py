@@ -72,14 +72,21 @@ class Figures:
         self.other: dict[str, float] = {}  # the same of train mode, where that is measured
         self.train: dict[str, float] = {}  # means of the newest flush
         self.floors = feed.floors()
+        if self._keeps and module.ranks.size > 1:
+            warn(
+                f"batch norm reads the rows of its rank, one of {module.ranks.size}, not the batch; "
+                "its running statistics are averaged over ranks before they are used"
+            )
         if self._reestimated and not self._keeps:
             warn("norm_statistics: nothing that is trained here keeps running statistics")
 
     def measure(self) -> None:
         """Measure every split but test, log it, and look for an answer that never changes."""
+        module, ranks = self._module, self._module.ranks
         if self._reestimated and self._keeps:
-            norms.reestimate(self._module, self._feed.sample("train", norms.AVERAGED))
-        module, spread = self._module, Spread(self._module)
+            norms.reestimate(module, ranks.shards(self._feed.sample("train", norms.AVERAGED)))
+        ranks.average(norms.statistics(module))
+        spread = Spread(module)
         figures: dict[str, float] = {}
         blind: list[str] = []
         try:
@@ -215,7 +222,8 @@ class Figures:
     def flush(self) -> None:
         """Log the means of training since the last time, and the settings that moved them."""
         module = self._module
-        means = {f"train/{name}": value for name, value in module.records.means().items()}
+        found = module.records.means(module.ranks)
+        means = {f"train/{name}": value for name, value in found.items()}
         module.records.clear()
         if means:
             for name in module.drive_names():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expc_runtime.module import Batch, Module
 
-__all__ = ["AVERAGED", "aside", "drops", "reestimate", "running", "young"]
+__all__ = ["AVERAGED", "aside", "drops", "reestimate", "running", "statistics", "young"]
 
 AVERAGED = 65_536
 """Rows of the train split that one averaging pass reads at most."""
@@ -24,6 +24,11 @@ def running(module: Module) -> list[nn.Module]:
     """The layers with running statistics that move: those of frozen parts do not."""
     still = {id(inner) for part in module.held for inner in part.modules()}
     return [m for m in module.modules() if _keeps(m) and id(m) not in still]
+
+
+def statistics(module: Module) -> list[Tensor]:
+    """What those layers keep, in their order."""
+    return [buffer for layer in running(module) for buffer in layer.buffers(recurse=False)]
 
 
 def _keeps(layer: nn.Module) -> bool:

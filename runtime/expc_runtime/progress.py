@@ -21,9 +21,22 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-def progress(title: str) -> Progress:
-    """A live display if stdout is a terminal, else plain lines."""
+def progress(title: str, *, silent: bool = False) -> Progress:
+    """A live display if stdout is a terminal, else plain lines; ``silent`` where another speaks."""
+    if silent:
+        return _Silent()
     return _Live(title) if sys.stdout.isatty() else _Plain(title)
+
+
+class _Silent:
+    def tick(self, done: float, total: float, words: str) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Plain:

@@ -11,6 +11,7 @@ import torch
 from expc_runtime.errors import BadValue
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.module import Batch, Module
+from expc_runtime.ranks import ALONE, Ranks
 
 __all__ = ["Chunks", "Told", "device_of", "trainer"]
 
@@ -45,8 +46,13 @@ class Told(pl.Callback):
             trainer.should_stop = True
 
 
-def device_of(name: str) -> torch.device:
-    """The device of that name; ``auto`` is a GPU if there is one. Raises BadValue."""
+def device_of(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of that name; ``auto`` is a GPU if there is one. Each of several ranks has its own.
+
+    Raises BadValue.
+    """
+    if ranks.size > 1:
+        return _device_of_rank(name, ranks)
     if name == "auto":
         name = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
     try:
@@ -58,8 +64,26 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def trainer(device: torch.device, folder: Path, told: pl.Callback) -> pl.Trainer:
-    """A Trainer that decides nothing; TensorBoard's files go into ``folder``."""
+def _device_of_rank(name: str, ranks: Ranks) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise BadValue(
+            f"{ranks.size} ranks and --device {name}: each has a device of its own; say cuda or cpu"
+        )
+    if ranks.size > torch.cuda.device_count():
+        raise BadValue(
+            f"{ranks.size} ranks want a GPU each, and {torch.cuda.device_count()} are to be seen: ask "
+            "for fewer (run.devices), or give the run more (CUDA_VISIBLE_DEVICES)"
+        )
+    torch.cuda.set_device(ranks.local)
+    return torch.device("cuda", ranks.local)
+
+
+def trainer(
+    device: torch.device, folder: Path, told: pl.Callback, *, boards: bool = True
+) -> pl.Trainer:
+    """A Trainer that decides nothing; TensorBoard's files go into ``folder``, if there are ``boards``."""
     from pytorch_lightning.loggers import TensorBoardLogger
 
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
@@ -69,7 +93,7 @@ def trainer(device: torch.device, folder: Path, told: pl.Callback) -> pl.Trainer
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=1 if device.type == "cpu" else [device.index or 0],
         max_epochs=-1,
-        logger=TensorBoardLogger(str(folder), name="", version="tensorboard"),
+        logger=TensorBoardLogger(str(folder), name="", version="tensorboard") if boards else False,
         callbacks=[told],
         enable_checkpointing=False,
         enable_progress_bar=False,

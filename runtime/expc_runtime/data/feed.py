@@ -18,6 +18,7 @@ from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.export import columns_of
 from expc_runtime.feeds import Work
 from expc_runtime.module import Batch
+from expc_runtime.ranks import ALONE
 
 __all__ = ["Chunk", "Feed", "Read", "RowFeed", "Source", "Split"]
 
@@ -89,6 +90,7 @@ class RowFeed(ABC):
         self.by = by
         self.holdout = holdout
         self._rows: dict[Split, Tensor] = {}
+        self._ranks = ALONE
 
     @abstractmethod
     def setup(self, device: torch.device, seed: int) -> None:
@@ -166,7 +168,7 @@ class RowFeed(ABC):
 
     def attach(self, work: Work) -> None:
         """Of several ranks, each is given its stretch of the batches that one would be given."""
-        self._work = work
+        self._work, self._ranks = work, work.ranks
         work.module.among(work.ranks, self.rows_at)
 
     def updates_after(self, epochs: int) -> int:
@@ -235,7 +237,7 @@ class RowFeed(ABC):
 
     def _stretch(self, rows: int) -> slice:
         """Of a batch, the rows of this rank."""
-        return self._work.ranks.part(rows)[0]
+        return self._ranks.part(rows)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the order of an epoch follows from the seed."""

@@ -184,10 +184,19 @@ class Stream(RowFeed):
             return
         sizes = _sizes(rows, self.batch)
         made = self._made("train", self._epoch(epoch), start * self.batch, sizes)
-        batches = on_device(made, self._device)
+        batches = on_device(self._parts(made), self._device)
         # Chunks may be asked for before they are used: reading ends with the last that is held.
         for first in range(0, len(sizes), CHUNK):
             yield islice(batches, min(CHUNK, len(sizes) - first))
+
+    def _parts(self, made: Iterator[Batch]) -> Iterator[Batch]:
+        """The rows of this rank; each of several reads all that there is."""
+        try:
+            for batch in made:
+                rows = self._stretch(len(batch[0]))
+                yield tuple(column[rows] for column in batch)
+        finally:
+            _close(made)
 
     def batches(self, split: Split) -> "_Read":
         """A split in order, once, the short last batch included."""

@@ -71,7 +71,7 @@ class _Stop(Exception):
 class Terms(Records):
     """Records that take scalars alone, at once."""
 
-    def add(self, rows: int, scalars: dict[str, Tensor]) -> None:
+    def add(self, rows: float, scalars: dict[str, Tensor]) -> None:
         for name, value in scalars.items():
             if not isinstance(value, Tensor):
                 raise Misfit(name, f"it gives {_a(value)}, where one number as a tensor is wanted")

@@ -104,7 +104,12 @@ class _Evaluation:
 
     def run(self) -> int:
         """Load, measure, judge, write the result; returns 0 or raises why not."""
-        stage = self.at.stage
+        stage, ranks = self.at.stage, self.at.ranks
+        if ranks.size > 1:
+            raise BadValue(
+                f"{ranks.size} devices for one run: an evaluation is done by one process; leave "
+                "run.devices of this stage at 1"
+            )
         self.log = Log(stage.folder)
         self.log.rewind(0)
         self.progress = progress(stage.folder.name)
