@@ -33,6 +33,8 @@ COMMANDS = Commands(
         "Run": {
             "run": "run a sweep; whatever is proved done is not run again",
             "status": "show where runs stand and what they reached",
+            "monitor": "watch a sweep while it runs",
+            "report": "write an experiment's results as one HTML file",
             "export": "write trained weights as safetensors or ONNX",
             "clean": "delete leftovers of compiling, or an experiment's results",
         },

@@ -2,80 +2,93 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from expc.monitor.planned import Source
+    from expc.monitor.watch import Snapshot
+
+_SHOWN = 12
+"""Running stages that are told one by one."""
 
 
 @click.command(short_help="show where runs stand and what they reached")
 @click.argument("experiment", required=False)
-def command(experiment: str | None) -> int:
-    """Show the table of EXPERIMENT, or of every experiment that has runs.
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for scripts.")
+def command(experiment: str | None, as_json: bool) -> int:
+    """Show where EXPERIMENT stands, or every experiment that has runs.
 
-    One row for each condition: states, figures as mean and deviation over seeds, and in brackets
-    the floor that a constant answer reaches.
+    What the sweep does, what runs now and how far it is, what failed last. Then a table with one row for each
+    condition: states, figures as mean and deviation over seeds, and in brackets the floor that a
+    constant answer reaches. Reads files only, so it may be asked at any time.
+
+    docs/watching.md lists the keys of --json.
     """
-    from expc.cli.project import near, project
+    from expc.monitor.watch import Watch
 
-    root = project()
-    known = list(dict.fromkeys(_experiments(root)))
-    if experiment is None:
-        if not known:
-            click.echo("nothing has run yet")
-        for name in known:
-            click.echo(_table(root, name))
+    found = chosen(experiment)
+    if as_json:
+        told = [Watch(source).look().json() for source in found]
+        click.echo(json.dumps(told[0] if experiment else {"experiments": told}, indent=1))
         return 0
-    name = Path(experiment).name
-    if name not in known and not _script(root, name).is_file():
-        raise click.UsageError(f"There is no experiment `{name}` under runs/.{near(name, known)}")
-    click.echo(_table(root, name), nl=False)
+    if not found:
+        click.echo("nothing has run yet")
+    click.echo("\n\n".join(_text(source) for source in found), nl=bool(found))
     return 0
 
 
-def _experiments(root: Path) -> Iterator[str]:
-    for folder in sorted((root / "runs").glob("*")):
-        if folder.is_dir() and not folder.name.startswith("."):
-            yield folder.name
+def chosen(experiment: str | None) -> list[Source]:
+    """The experiments that a person means. Raises `click.UsageError` for one that is not there."""
+    from expc.cli.project import near, project
+    from expc.monitor.planned import Source, script_of, sources
+
+    root = project()
+    if experiment is None:
+        return list(sources(root))
+    name = Path(experiment).name
+    script, known = script_of(root, name), [source.experiment for source in sources(root)]
+    if name not in known and script is None:
+        raise click.UsageError(f"There is no experiment `{name}` under runs/.{near(name, known)}")
+    return [Source(root, name, script)]
 
 
-def _script(root: Path, name: str) -> Path:
-    return root / "generated" / name.removesuffix(".smoke") / "sweep.sh"
-
-
-def _table(root: Path, name: str) -> str:
-    script = _script(root, name)
-    body = _of_plan(script, name) if script.is_file() else _of_disk(root, name)
-    return f"{name}\n\n{body}" if body.strip() else f"{name}\n\nno runs of a sweep\n"
-
-
-def _of_plan(script: Path, name: str) -> str:
-    """Every run of the sweep, those that have not begun among them: the script knows its own plan."""
-    words = ["bash", str(script), "--status", *(["--smoke"] if name.endswith(".smoke") else [])]
-    environment = {"PYTHON": sys.executable, **os.environ}
-    done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        return done.stderr or f"{script} --status ended with {done.returncode}\n"
-    return done.stdout
-
-
-def _of_disk(root: Path, name: str) -> str:
-    """What is there, when no generated folder says what should be."""
-    from expc_runtime.state.plan import Task
-    from expc_runtime.state.records import read_status
+def _text(source: Source) -> str:
+    from expc.monitor.watch import Gathered, Watch
     from expc_runtime.state.table import table
 
-    runs = root / "runs" / name
-    tasks = []
-    folders = sorted(file.parent for file in runs.glob("*/*/status.json"))
-    for index, folder in enumerate(folders, start=1):
-        run, stage = folder.parent.name, folder.name
-        condition, _, seed = run.rpartition("seed=")
-        status = read_status(folder)
-        if status is not None and ".was-" not in stage:
-            key = status.key
-            tasks.append(Task(index, run, condition.strip(",") or run, seed, stage, key=key))
-    return table(tasks, runs) if tasks else ""
+    watch, gathered = Watch(source), Gathered()
+    body = table(watch.through(source.tasks(), gathered), source.runs).rstrip("\n")
+    snapshot = watch.told(gathered)
+    if not snapshot.stages:
+        return "\n".join([f"{source.experiment}: no runs of a sweep", *_trouble(snapshot)])
+    return "\n".join([*above(snapshot), "", body])
+
+
+def above(snapshot: Snapshot) -> Iterator[str]:
+    """What is said before the table: the sweep, what runs, what failed last."""
+    from expc.monitor import words
+
+    yield from words.header(snapshot)
+    here = socket.gethostname()
+    if snapshot.running:
+        yield ""
+    for one in snapshot.running[:_SHOWN]:
+        yield f"  {words.running(one, here)}"
+    if len(snapshot.running) > _SHOWN:
+        yield f"  and {len(snapshot.running) - _SHOWN} more"
+    if snapshot.failures:
+        yield ""
+        yield f"last to fail: {words.failure(snapshot.failures[0], snapshot.time)}"
+        reason = snapshot.failures[0].reason.partition("\n")[0]
+        yield from (f"    {line}" for line in (reason, snapshot.failures[0].log) if line)
+
+
+def _trouble(snapshot: Snapshot) -> Iterator[str]:
+    if snapshot.trouble:
+        yield snapshot.trouble
