@@ -50,7 +50,8 @@ def test_shell_is_clean(case: str) -> None:
     )
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    told = _run(shellcheck, "--shell=bash", str(GOLDEN / case / "expected" / "sweep.sh"))
+    scripts = sorted((GOLDEN / case / "expected").glob("*.sh"))
+    told = _run(shellcheck, "--shell=bash", *map(str, scripts))
     assert told.returncode == 0, told.stdout
 
 

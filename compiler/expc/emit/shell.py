@@ -19,8 +19,16 @@ class Quoted(str):
 
 
 def quote(value: object) -> Quoted:
-    """The one filter: a value as a single shell word."""
-    return value if isinstance(value, Quoted) else Quoted(shlex.quote(number(value)))
+    """The one filter: a value as a single shell word, never one that the shell itself knows."""
+    if isinstance(value, Quoted):
+        return value
+    word = number(value)
+    return Quoted(f"'{word}'" if word in _RESERVED else shlex.quote(word))
+
+
+_RESERVED = frozenset(
+    "if then else elif fi do done case esac while until for in function select time coproc".split()
+)
 
 
 def comment(value: object) -> Quoted:

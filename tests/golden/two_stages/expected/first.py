@@ -44,6 +44,8 @@ class Config(Run):
     lr: float = 0.01
     momentum: float = 0.9
     weight_decay: float = 0.0001
+    # training
+    microbatch: float = 1.0
     # until
     at_least: float = 0.5
     budget_epochs: int = 3
@@ -116,6 +118,7 @@ def main(cfg: Config) -> int:
         until=Until(
             Epochs(cfg.budget_epochs), Gate("val/f1", at_least=cfg.at_least, otherwise="stop")
         ),
+        microbatch=cfg.microbatch,
         file=__file__,
         program=PROGRAM,
     )

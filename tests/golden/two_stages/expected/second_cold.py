@@ -53,6 +53,7 @@ class Config(Run):
     floor: float = 0.1
     # training
     accumulate: int = 2
+    microbatch: float = 1.0
     # until
     updates: int = 60
     # checkpoint
@@ -135,6 +136,7 @@ def main(cfg: Config) -> int:
         until=Until(Updates(cfg.updates)),
         checkpoint=Checkpoint(every=Updates(cfg.every_updates), keep=cfg.keep),
         monitor={"best": "val/accuracy", "steady": "val/digit"},
+        microbatch=cfg.microbatch,
         file=__file__,
         program=PROGRAM,
     )

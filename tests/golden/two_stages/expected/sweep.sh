@@ -13,6 +13,25 @@ experiment=two_stages
 # shellcheck disable=SC2034
 folder=expected
 seeds=(0 1)
+# shellcheck disable=SC2034
+notify=(discord EXPC_WEBHOOK failed 'done' end)
+
+policy() {
+  limit first --timeout 14400
+  retry first oom --times 2 -- --microbatch half
+  retry first timed_out --times 3
+  retry first killed --times 2 --delay 30
+  retry first crash --times 1 --delay 0.5
+  retry first disk_full --times 5 --delay 600
+  retry first missing_output --times 1
+  limit second --timeout 5400 --devices 2
+  retry second oom --times 2 -- --microbatch half
+  retry second timed_out --times 3
+  retry second killed --times 2 --delay 30
+  retry second disk_full --times 5 --delay 600
+  retry second missing_output --times 1
+  retry second diverged --times 1 -- --floor half
+}
 
 runs() {
   local weight_decay lr batch seed row
