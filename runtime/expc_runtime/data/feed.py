@@ -169,7 +169,8 @@ class RowFeed(ABC):
     def attach(self, work: Work) -> None:
         """Of several ranks, each is given its stretch of the batches that one would be given."""
         self._work, self._ranks = work, work.ranks
-        work.module.among(work.ranks, self.rows_at)
+        if work.ranks.size > 1:
+            work.module.among(work.ranks, self.rows_at)
 
     def updates_after(self, epochs: int) -> int:
         return epochs * self.updates_per_epoch
