@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,10 +13,11 @@ from typing import Any
 
 import yaml
 
+from expc.monitor.planned import Source, script_of
 from expc.project import project_root
 from expc_runtime.state.files import read_json
-from expc_runtime.state.identity import SMOKE, planned, resolve
-from expc_runtime.state.plan import Layout, Task, tasks
+from expc_runtime.state.identity import planned, resolve
+from expc_runtime.state.plan import Task
 from expc_runtime.state.records import Result, Status, read_result, read_status
 from expc_runtime.state.table import standing
 
@@ -181,37 +178,21 @@ def gather(name: str, root: Path) -> Experiment:
 
 def _tasks(found: Experiment) -> list[Task]:
     """The stages of the plan; without one, those that left something on disk."""
-    base = found.name.removesuffix(SMOKE)
-    folder = Path("generated") / base
-    if not (folder / "sweep.sh").is_file():
-        found.notes.append(
-            f"There is no generated/{base}: this is what lies under runs/{found.name}, "
-            "and runs that never began are not in it."
-        )
+    here = Path()
+    script = script_of(here, found.name)
+    if script is None:
+        found.notes.append(f"There is no generated folder of {found.name}. {_OF_DISK}")
         return list(_on_disk(found.runs_folder))
-    try:
-        recorded = _plan(folder / "sweep.sh")
-        layout = Layout(base, folder.as_posix(), smoke=found.name != base)
-        planned = list(tasks(io.BytesIO(recorded), layout))
-    except Exception as error:  # noqa: BLE001  # whatever it is, the runs are there to be told of
-        found.notes.append(
-            f"The plan of {folder.as_posix()} can't be read ({error}): this is what lies under "
-            f"runs/{found.name}, and runs that never began are not in it."
-        )
+    source = Source(here, found.name, script)
+    planned = list(source.tasks())
+    if source.trouble:
+        found.notes.append(f"The plan can't be read to its end: {source.trouble[0]}. {_OF_DISK}")
         return list(_on_disk(found.runs_folder))
-    found.folder = folder.as_posix()
+    found.folder = script.parent.as_posix()
     return planned
 
 
-def _plan(script: Path) -> bytes:
-    """The records of a sweep's plan, from the script that knows it."""
-    words = ["bash", str(script), "--plan"]
-    environment = {**os.environ, "PYTHON": os.environ.get("PYTHON", sys.executable)}
-    done = subprocess.run(words, check=False, capture_output=True, env=environment)
-    if done.returncode:
-        told = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RuntimeError(told[0] if told else f"exit {done.returncode}")
-    return done.stdout
+_OF_DISK = "This is what lies under runs/; runs that never began are not in it."
 
 
 def _on_disk(runs: Path) -> Iterator[Task]:
