@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="*")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", type=int)
     parser.add_argument("--grace", type=float, default=60.0)
+    parser.add_argument("--notify", nargs="+", metavar=("FORM", "VARIABLE"))
     args = parser.parse_args(words)
     layout = Layout(args.experiment, args.folder, args.python, args.smoke)
     if args.mode == "clerk":

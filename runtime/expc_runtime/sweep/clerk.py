@@ -2,30 +2,42 @@
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
-from expc_runtime.errors import StageError
+from expc_runtime.errors import DiskFull, StageError
 from expc_runtime.state.files import write_env
 from expc_runtime.state.plan import Layout, Task, proof
 from expc_runtime.state.process import alive, process_start
 from expc_runtime.state.records import Result, State, Status, read_status
 from expc_runtime.state.table import duration, table, tally
 from expc_runtime.sweep.book import Attempt, Book
+from expc_runtime.sweep.breaker import Breaker, Trip
 from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.pace import Pace
+from expc_runtime.sweep.slots import Slot, Slots
 
-__all__ = ["Clerk"]
+__all__ = ["Clerk", "Notes"]
 
 _AHEAD = 256  # stages that may wait for others before the plan is read on
 _EXIT = {"INT": 130, "TERM": 143, "HUP": 129}
 _GOOD = frozenset({"done", "smoke"})  # dependants may run
 _BAD = frozenset({"failed", "blocked", "undefined", "interrupted"})  # the sweep exits 1
+_NEVER = float("inf")
+_ROOM = 5.0  # seconds for somebody to make room on a full disk
+
+
+class Notes(Protocol):
+    """Who is told what happens, beside the console (`expc_runtime.notify.Notifier`)."""
+
+    def send(self, event: str, text: str, **facts: object) -> None: ...
 
 
 class _End(NamedTuple):
@@ -35,15 +47,26 @@ class _End(NamedTuple):
     name: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Process:
     """The process of an attempt."""
 
     attempt: Attempt
+    slots: tuple[Slot, ...]
+    deadline: float  # of the monotonic clock: when it is asked to end, then when it is killed
+    late: bool = False  # its time is up
     pid: int = 0
     start: int = 0
     watch: int = -1  # a descriptor that turns readable when the process ends
     said: float = field(default_factory=time.monotonic)  # when a line last told of it
+
+
+class _Later(NamedTuple):
+    """A stage that is tried again at ``due`` of the monotonic clock, rather not on ``avoid``."""
+
+    due: float
+    task: Task
+    avoid: Slot | None
 
 
 @dataclass
@@ -54,6 +77,7 @@ class _Stock:
     stages: int = 0
     settled: int = 0
     repeated: int = 0
+    devices: int = 1  # slots that a stage takes at most
 
     @property
     def left(self) -> int:
@@ -65,6 +89,24 @@ class _Stock:
         return f"{self.runs} runs, {self.stages} stages: {counts}"
 
 
+@dataclass
+class _Disk:
+    """Whether the disk is full for good: two stages in a row say so, and nobody makes room."""
+
+    root: Path
+    free: int | None = None  # bytes, when the first of them said so
+    reason: str = field(default="")
+
+    def full(self, reason: str) -> None:
+        free = shutil.disk_usage(self.root).free
+        if self.free is not None and free < 2 * self.free + 1:
+            self.reason = reason
+        self.free = free
+
+    def worked(self) -> None:
+        self.free = None
+
+
 class Clerk:
     """Decides what runs next and records what became of it.
 
@@ -74,8 +116,9 @@ class Clerk:
         send: takes one command for sweep.bash.
         quit: is called with the exit code when all is settled.
         console: where a person reads.
-        jobs: stages that run at the same time.
-        grace: seconds from TERM to KILL when the shell of the sweep has been killed.
+        slots: where stages run.
+        grace: seconds from TERM to KILL, of a stage whose time is up or whose shell was killed.
+        notes: who is told what failed and what is done.
     """
 
     def __init__(
@@ -86,21 +129,27 @@ class Clerk:
         send: Callable[[bytes], None],
         quit: Callable[[int], None],
         console: Console,
-        jobs: int,
+        slots: Slots,
         grace: float = 60.0,
+        notes: Notes | None = None,
     ) -> None:
         self._layout = layout
         self._stages = stages
         self._send = send
         self._leave = quit
         self._console = console
-        self._jobs = jobs
+        self._slots = slots
         self._grace = grace
+        self._notes = notes
         self._root = layout.root
         self._book = Book(layout)
+        self._disk = _Disk(layout.root)
+        self._breaker = Breaker(slots)
         self._pace = Pace()
         self._stock = _Stock()
         self._tasks: Iterator[Task] = iter(())
+        self._held: _Later | None = None  # next in turn; its slots are not free yet
+        self._later: list[_Later] = []
         self._waiting: list[Task] = []
         self._running: dict[int, _Process] = {}
         self._ends: dict[str, _End] = {}  # by key
@@ -121,6 +170,7 @@ class Clerk:
             MissingInput: the plan cannot be read to its end.
         """
         self._take_stock()
+        self._breaker = Breaker(self._slots, keep=self._stock.devices)
         self._line("Sweep", f"{self._layout.experiment}: {self._stock}")
         if self._stock.left > 1:
             self._send(b"launcher\n")
@@ -138,12 +188,14 @@ class Clerk:
             process = self._running.pop(int(rest[0]))
             if process.watch >= 0:
                 os.close(process.watch)
-            self._ended(process.attempt, int(rest[1]))
+            self._ended(process, int(rest[1]))
             self._fill()
         elif word == "stop":
             self._stopping = rest[0]
             self._line("Stop", f"{rest[0]}: {len(self._running)} running, asked to save and end")
             self._fill()
+        elif word == "status":
+            self._tell()
 
     def watched(self) -> list[int]:
         """Descriptors that turn readable when a stage's process ends; see `look`."""
@@ -157,6 +209,34 @@ class Clerk:
         os.close(watch)
         self._send(b"look\n")
 
+    @property
+    def wait(self) -> float:
+        """Seconds until `tick` has something to do."""
+        now = time.monotonic()
+        times = [later.due for later in self._later if later.due > now]  # else it waits for a slot
+        times += [process.deadline for process in self._running.values()]
+        return max(0.0, min(times, default=_NEVER) - now)
+
+    def tick(self) -> None:
+        """End what has had its time, and start what has waited for another try."""
+        now = time.monotonic()
+        for number, process in self._running.items():
+            if process.deadline <= now:
+                self._hurry(number, process)
+        if any(later.due <= now for later in self._later):
+            self._fill()
+
+    def _hurry(self, number: int, process: _Process) -> None:
+        """Ask a stage whose time is up to save and end; kill it if it did not."""
+        if process.late:
+            process.deadline = _NEVER
+            self._send(f"signal {number} KILL\n".encode())
+            return
+        process.late, process.deadline = True, time.monotonic() + self._grace
+        limit = duration(process.attempt.task.policy.timeout or 0.0)
+        self._line("Late", f"{self._where(process.attempt.task)}: {limit} are up; asked to save")
+        self._send(f"signal {number} TERM\n".encode())
+
     def _watch(self, process: _Process, pid: int) -> None:
         process.pid, process.start = pid, process_start(pid)
         # Bash restarts a blocking read after SIGCHLD. Where there is no pidfd, it looks each second.
@@ -169,7 +249,7 @@ class Clerk:
     def refresh(self) -> None:
         """Write status.env from what the running stages say of themselves."""
         env = self._env("running")
-        write_env(self._root / "status.env", env)
+        self._write_env(env)
         cells = int(str(env["percent"])) * 30 // 100
         bar = f"[{'#' * cells}{'-' * (30 - cells)}] {env['percent']}% {env['run_name']}"
         steps = f"step={env['step']}/{env['steps_target']}"
@@ -188,6 +268,25 @@ class Clerk:
                 steps = f"{status.percent}%  step={status.step}/{status.steps_target}"
                 self._line("Run", f"{self._where(attempt.task)}  {steps}  {took}{self._eta()}")
 
+    def _write_env(self, env: dict[str, object]) -> None:
+        with self._book.spared():
+            write_env(self._root / "status.env", env)
+
+    def _tell(self) -> None:
+        """Say where things stand."""
+        total = self._stock.stages
+        settled = sum(self._counts.values())
+        self._line("Status", f"{settled} of {total} settled: {tally(self._counts)}{self._eta()}")
+        for process in self._running.values():
+            status = read_status(self._root / process.attempt.task.name) or Status()
+            where = "".join(f"  {slot.name}" for slot in process.slots)
+            steps = f"step {status.step} of {status.steps_target or '?'}"
+            took = duration(process.attempt.seconds)
+            self._line("", f"    {self._where(process.attempt.task)}  {steps}  {took}{where}")
+        for later in self._later:
+            wait = duration(max(0.0, later.due - time.monotonic()))
+            self._line("", f"    {self._where(later.task)}  tried again in {wait}")
+
     def orphaned(self) -> None:
         """End what runs: the shell that started it was killed and cannot any more."""
         for sign, wait in ((signal.SIGTERM, self._grace), (signal.SIGKILL, 5.0)):
@@ -199,9 +298,10 @@ class Clerk:
                 time.sleep(0.1)
         self._stopping = "KILL"
         for process in self._running.values():
-            self._ended(process.attempt, 137)
+            self._ended(process, 137)
         self._running.clear()
-        write_env(self._root / "status.env", self._env("interrupted"))
+        self._breaker.settle()
+        self._write_env(self._env("interrupted"))
 
     def _alive(self) -> bool:
         return any(p.pid and alive(p.pid, p.start) for p in self._running.values())
@@ -213,6 +313,8 @@ class Clerk:
             stock.runs += task.index != run
             run = task.index
             stock.stages += 1
+            if not task.skip and (wanted := self._wanted(task)) <= len(self._slots.all):
+                stock.devices = max(stock.devices, wanted)
             result = None if task.skip else self._book.proof(task)
             if result is not None:
                 stock.settled += 1
@@ -228,50 +330,86 @@ class Clerk:
 
     def _fill(self) -> None:
         """Start stages until the slots are full; say quit when all is settled."""
-        while len(self._running) < self._jobs and not self._stopping:
-            task = self._next()
-            if task is None:
+        while True:
+            if self._book.full:
+                self._no_room(self._book.full)
+                self._book.full = ""
+            while self._open and (turn := self._next()) is not None:
+                self._held = None if self._place(turn) else turn
+                if self._held:
+                    break
+            if self._running or (self._later and not self._ending):
+                self.refresh()
+                return
+            if not self._breaker.holds:
                 break
-            self._place(task)
-        if self._running:
-            self.refresh()
-        else:
-            self._quit()
+            self._breaker.settle()
+        self._quit()
 
-    def _next(self) -> Task | None:
+    @property
+    def _ending(self) -> bool:
+        """Nothing more is started."""
+        return bool(self._stopping or self._disk.reason)
+
+    @property
+    def _open(self) -> bool:
+        return len(self._running) < self._slots.jobs and not self._ending
+
+    def _next(self) -> _Later | None:
         """The next stage that need not wait for another one."""
+        if self._held is not None:
+            return self._held
+        now = time.monotonic()
+        due = min(self._later, key=lambda later: later.due, default=None)
+        if due is not None and due.due <= now:
+            self._later.remove(due)
+            return due
         for place, task in enumerate(self._waiting):
             if not self._early(task):
-                return self._waiting.pop(place)
-        while len(self._waiting) < _AHEAD + self._jobs:
+                return _Later(now, self._waiting.pop(place), None)
+        while len(self._waiting) < _AHEAD + self._slots.jobs:
             following = next(self._tasks, None)
-            if following is None or not self._early(following):
-                return following
+            if following is None:
+                return None
+            if not self._early(following):
+                return _Later(now, following, None)
             self._waiting.append(following)
         return None
 
     def _early(self, task: Task) -> bool:
-        """Whether a parent has not ended, or the same instance runs for another run."""
+        """Whether a parent has not ended, or the same instance is under way for another run."""
         if task.skip:
             return False
-        busy = any(p.attempt.task.key == task.key for p in self._running.values())
+        busy = any(process.attempt.task.key == task.key for process in self._running.values())
+        busy = busy or any(later.task.key == task.key for later in self._later)
+        busy = busy or self._breaker.has(task.key)
         return busy or any(parent not in self._ends for parent in task.parents)
 
-    def _place(self, task: Task) -> None:
-        """Start ``task``, unless it is settled, shared, or cannot run."""
+    def _place(self, turn: _Later) -> bool:
+        """Start the task, unless it is settled, shared, or cannot run; False: its slots are not free."""
+        task = turn.task
         if task.skip:
             self._refuse(task, "skipped", "Skip", reason=task.skip)
-        elif (result := self._book.proof(task)) is not None:
+        elif (result := self._proof(task)) is not None:
             self._settle(task, _state(result))
         elif task.key in self._ends:
             self._share(task, self._ends[task.key])
         elif self._book.kept(task):
             self._settle(task, "failed")
         elif not self._hindered(task):
-            self._launch(task)
+            return self._launch(task, turn.avoid)
+        return True
+
+    def _proof(self, task: Task) -> Result | None:
+        result = self._book.proof(task)
+        if result is not None:
+            with suppress(StageError):
+                if back := self._book.restore(task):
+                    self._line("Back", f"{self._where(task)} was done before, in {back.name}")
+        return result
 
     def _hindered(self, task: Task) -> bool:
-        """Whether a parent keeps ``task`` from running; recorded with the reason."""
+        """Whether a parent, or the machine, keeps ``task`` from running; recorded with the reason."""
         for stage, key in zip(task.after, task.parents, strict=True):
             state, name = self._ends[key]
             if state in _GOOD:
@@ -286,7 +424,16 @@ class Clerk:
                 label = status.label if status else state
                 self._refuse(task, "blocked", "Blocked", by=stage, reason=f"{stage} is {label}")
             return True
+        wanted, there = self._wanted(task), len(self._slots.all)
+        if wanted > there:
+            reason = f"{task.stage} takes {wanted} GPUs, and there are {there}"
+            self._refuse(task, "failed", "Failed", failure="bad_value", reason=reason)
+            return True
         return False
+
+    def _wanted(self, task: Task) -> int:
+        cpu = bool(self._slots.gpus) and task.planned().get("device") == "cpu"
+        return self._slots.wanted(task.policy.devices, cpu=cpu)
 
     def _share(self, task: Task, end: _End) -> None:
         """Another run has this very instance: point to it."""
@@ -309,67 +456,151 @@ class Clerk:
         written = _written(state)
         self._counts[written] = self._counts.get(written, 0) + 1
 
-    def _launch(self, task: Task) -> None:
+    def _launch(self, task: Task, avoid: Slot | None) -> bool:
+        slots = self._slots.take(self._wanted(task), avoid)
+        if slots is None:
+            return False
         try:
             attempt = self._book.begin(task)
         except StageError as error:
+            self._slots.give(slots)
             self._pace.expect(task.stage, -1)
+            if isinstance(error, DiskFull):
+                self._no_room(str(error))
+                self._queue(task, _ROOM, avoid)
+                return True
             self._line("Failed", f"{self._where(task)}: {error.failure}: {error}")
             self._settle(task, "failed")
-            return
+            return True
         if attempt.moved:
             aside = f"held other work, which is now {attempt.moved.name}"
             self._line("Aside", f"{self._where(task)} {aside}")
+        if attempt.back:
+            self._line("Back", f"{self._where(task)} goes on from what lay in {attempt.back.name}")
+        if attempt.told:
+            self._line("Changed", f"{self._where(task)} goes on with {attempt.told}, after a retry")
         self._launched += 1
-        self._running[self._launched] = _Process(attempt)
+        deadline = attempt.clock + (task.policy.timeout or _NEVER)
+        self._running[self._launched] = _Process(attempt, slots, deadline)
         again = f"  attempt {attempt.number}" if attempt.number > 1 else ""
+        where = "".join(f"  {slot.name}" for slot in slots if slot.gpu)
         command = shlex.join(self._book.command(attempt))
-        self._line("Start", f"{self._where(task)}{again}\n    {command}")
+        self._line("Start", f"{self._where(task)}{again}{where}\n    {command}")
         self._command(self._launched)
+        return True
 
     def _command(self, number: int) -> None:
-        attempt = self._running[number].attempt
-        words = [str(self._book.log(attempt)), *self._book.command(attempt)]
-        text = f"start {number} {len(words)}\n" + "".join(f"{word}\0" for word in words)
+        """Have it started: its GPUs, its threads, its log and its command."""
+        process = self._running[number]
+        words = [str(self._book.log(process.attempt)), *self._book.command(process.attempt)]
+        devices = ",".join(slot.gpu for slot in process.slots if slot.gpu) or "-"
+        threads = self._slots.threads(process.attempt.task.policy.devices)
+        text = f"start {number} {len(words)} {devices} {threads}\n"
+        text += "".join(f"{word}\0" for word in words)
         self._send(text.encode(errors="surrogateescape"))
 
-    def _ended(self, attempt: Attempt, code: int) -> None:
-        task, self._code = attempt.task, code
+    def _ended(self, process: _Process, code: int) -> None:
+        attempt, task, self._code = process.attempt, process.attempt.task, code
+        self._slots.give(process.slots)
         self._pace.expect(task.stage, -1)
-        status = self._book.verdict(attempt, code, stopping=bool(self._stopping))
-        where, took = self._where(task), duration(attempt.seconds)
+        stopping = bool(self._stopping)
+        status = self._book.verdict(attempt, code, stopping=stopping, timed_out=process.late)
         if (result := proof(self._root / task.name, task.key)) is not None:
-            self._pace.took(task.stage, attempt.seconds)
-            odd = f"  (exit {code} after its result)" if code else ""
-            self._line("Done", f"{where}  {took}{odd}{self._eta()}")
-            self._settle(task, _state(result))
+            self._done(process, code, result)
             return
         word = "Stopped" if status.state == "interrupted" else "Failed"
-        self._line(word, f"{where}  {took}  {status.label} (exit {code}): {status.reason}")
+        took = duration(attempt.seconds)
+        text = f"{self._where(task)}  {took}  {status.label} (exit {code}): {status.reason}"
+        self._line(word, text)
         self._line("", f"    {self._book.log(attempt)}")
-        self._settle(task, status.state)
+        if status.state == "interrupted" and self._stopping:
+            self._settle(task, status.state)
+        else:
+            self._try_again(process, status, text)
+        if status.failure == "disk_full":
+            self._no_room(status.reason)
+
+    def _done(self, process: _Process, code: int, result: Result) -> None:
+        attempt, task = process.attempt, process.attempt.task
+        self._pace.took(task.stage, attempt.seconds)
+        self._breaker.worked(process.slots, task.key, time.monotonic())
+        self._disk.worked()
+        odd = f"  (exit {code} after its result)" if code else ""
+        text = f"{self._where(task)}  {duration(attempt.seconds)}{odd}"
+        self._line("Done", f"{text}{self._eta()}")
+        self._settle(task, _state(result))
+        self._note("done", text, task, state=result.state)
+
+    def _try_again(self, process: _Process, status: Status, text: str) -> None:
+        """Have a failure tried again as the plan says, and blame the slot where it is to blame."""
+        attempt, task = process.attempt, process.attempt.task
+        again = None if self._ending else self._book.retry(attempt, status)
+        retried = again is not None and again.delay is not None
+        if again is not None and again.text:
+            self._line("Retry" if retried else "", f"{self._where(task)}: {again.text}")
+        if again is not None and again.delay is not None:
+            avoid = process.slots[0] if process.slots and status.state == "failed" else None
+            self._queue(task, again.delay, avoid)
+        else:
+            self._note("failed", text, task, failure=status.failure, reason=status.reason)
+        if status.state == "interrupted":
+            if not retried:
+                self._settle(task, status.state)
+            return
+        settle = None if retried else (lambda: self._settle(task, status.state))
+        if (slot := self._breaker.acquit(task, status.failure)) is not None:
+            told = f"{slot.name} is back: {task.name} fails elsewhere as it failed there"
+            self._line("Slot", told)
+        trip = self._breaker.failed(process.slots, task, status.failure, attempt.clock, settle)
+        if trip is not None:
+            self._take_out(trip)
+
+    def _queue(self, task: Task, delay: float, avoid: Slot | None) -> None:
+        self._pace.expect(task.stage)
+        self._later.append(_Later(time.monotonic() + delay, task, avoid))
+
+    def _take_out(self, trip: Trip) -> None:
+        """A slot is sick: what failed there is run again elsewhere."""
+        tried = f"{len(trip.tasks)} run again elsewhere" if trip.tasks else "nothing is lost"
+        told = (
+            f"{trip.slot.name} is out: 3 in a row {trip.failure} there while {trip.other.name} "
+            f"finished others; {tried}"
+        )
+        self._line("Slot", told)
+        for task in trip.tasks:
+            self._book.requeue(task, f"{trip.failure} on {trip.slot.name}, which is out; again")
+            self._queue(task, 0.0, trip.slot)
+
+    def _no_room(self, reason: str) -> None:
+        """Start nothing more if the disk is full and stays so."""
+        self._disk.full(reason)
+        if self._disk.reason and not self._stopping:
+            said = f"the disk is full ({self._disk.reason}); what has not begun is left"
+            self._line("Stop", f"{said}: make room under {self._root} and start again")
+
+    def _note(self, event: str, text: str, task: Task | None, **facts: object) -> None:
+        if self._notes is not None:
+            where = {"run": task.run, "stage": task.stage} if task else {}
+            named = {"experiment": self._layout.experiment, **where}
+            self._notes.send(event, f"{self._layout.experiment}: {text}", **named, **facts)
 
     def _line(self, word: str, text: str) -> None:
         stamp = time.strftime("[%Y-%m-%d %H:%M:%S] ") if word else ""
         self._console.line(f"{stamp}{word:<8}{text}" if word else text)
 
     def _where(self, task: Task) -> str:
-        return f"{task.name} ({task.index}/{self._total})"
-
-    @property
-    def _total(self) -> int:
-        return self._stock.runs
+        return f"{task.name} ({task.index}/{self._stock.runs})"
 
     def _eta(self) -> str:
         left = self._left()
         return f"  {duration(left)} left" if left else ""
 
     def _left(self) -> float | None:
-        left = self._pace.left(self._jobs)
+        left = self._pace.left(self._slots.jobs)
         if left is None:
             return None
         spent = sum(process.attempt.seconds for process in self._running.values())
-        return max(0.0, left - spent / self._jobs)
+        return max(0.0, left - spent / self._slots.jobs)
 
     def _env(self, state: str) -> dict[str, object]:
         process = next(iter(self._running.values()), None)
@@ -380,7 +611,7 @@ class Clerk:
         return {
             "run_name": task.run,
             "run_index": task.index,
-            "total_runs": self._total,
+            "total_runs": self._stock.runs,
             "step": status.step,
             "steps_target": status.steps_target,
             "percent": 100 if status.state in _GOOD else status.percent,
@@ -398,21 +629,24 @@ class Clerk:
             "blocked_count": count("blocked", 0),
             "skipped_count": count("skipped", 0),
             "undefined_count": count("undefined", 0),
-            "jobs": self._jobs,
+            "jobs": self._slots.jobs,
             "host": socket.gethostname(),
             "runner_pid": self._shell,
             "runner_start": self._shell_start,
         }
 
     def _quit(self) -> None:
-        bad = any(self._counts.get(state) for state in _BAD)
+        bad = any(self._counts.get(state) for state in _BAD) or bool(self._disk.reason)
         code = _EXIT[self._stopping] if self._stopping else int(bad)
         state = "interrupted" if self._stopping else "failed" if bad else "done"
-        write_env(self._root / "status.env", self._env(state))
+        self._write_env(self._env(state))
         self._console.line("\n" + table(self._stages(), self._root))
-        counts = tally(self._counts)
+        pending = self._stock.stages - sum(self._counts.values())
+        counts = tally({**self._counts, **({"pending": pending} if pending else {})})
         took = duration(time.monotonic() - self._began)
-        self._line("End", f"{counts or 'nothing ran'} in {took}: {self._root}")
+        text = f"{counts or 'nothing ran'} in {took}"
+        self._line("End", f"{text}: {self._root}")
+        self._note("end", text, None, state=state, **self._counts)
         self._leave(code)
 
     @property

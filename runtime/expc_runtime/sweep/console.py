@@ -29,8 +29,8 @@ class Console:
         self._bar = 0
         with suppress(OSError):  # nobody reads any more; the log and the state files go on
             os.write(self._fd, f"{clear}{text}\n".encode(errors="surrogateescape"))
-        with self._log.open("a", encoding="utf-8", errors="surrogateescape") as log:
-            log.write(text + "\n")
+        with suppress(OSError), self._log.open("ab", buffering=0) as log:
+            log.write(f"{text}\n".encode(errors="surrogateescape"))
 
     def bar(self, text: str) -> None:
         if self._terminal:

@@ -8,18 +8,20 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from expc_runtime.errors import DiskFull, Locked, MissingInput, StageError, known
+from expc_runtime.notify import Notifier
 from expc_runtime.state.plan import Layout, Task, cover, tasks
 from expc_runtime.state.records import Status, read_status
 from expc_runtime.state.table import duration
 from expc_runtime.sweep.clerk import Clerk
 from expc_runtime.sweep.console import Console
+from expc_runtime.sweep.slots import Slots, gpus
 
 __all__ = ["serve"]
 
@@ -36,6 +38,8 @@ class Sweep:
         self._plans = iter(_PLANS)
         self._launcher = False
         self._console = Console(_CONSOLE, layout.root / "sweep.log")
+        self._slots = Slots(gpus(), args.jobs)
+        self._notes = _notifier(args.notify, self._say) if args.notify else None
         self._clerk: Clerk | None = None
         self._smoke: BinaryIO | None = None  # holds the folder of the smoke runs
         self.over = False
@@ -97,7 +101,7 @@ class Sweep:
 
         self._say(f"Smoke   {named} that never ran: two updates first")
         quiet = Console(_CONSOLE, root / "sweep.log", quiet=True)
-        self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet)
+        self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet, None)
 
     def _refuse(self, failed: list[Task], root: Path) -> None:
         """A stage can't train two batches: say why, and start nothing."""
@@ -107,10 +111,18 @@ class Sweep:
         for task in once.values():
             status = read_status(root / task.name) or Status()
             source = f"\n    from {status.source}" if status.source else ""
-            self._say(f"Smoke   {task.argv[1]}: {status.label}: {status.reason}{source}")
+            told = f"{task.argv[1]}: {status.label}: {status.reason}"
+            self._say(f"Smoke   {told}{source}")
             self._console.line(f"    {root / task.name}")
+            self._note("failed", told, failure=status.failure, reason=status.reason)
         self._say("End     nothing was started; --no-smoke runs it all the same")
+        self._note("end", "nothing was started", state="failed")
         self._quit(1)
+
+    def _note(self, event: str, text: str, **facts: object) -> None:
+        if self._notes is not None:
+            name = self._layout.experiment
+            self._notes.send(event, f"{name}: {text}", experiment=name, **facts)
 
     def _say(self, text: str) -> None:
         self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + text)
@@ -118,7 +130,13 @@ class Sweep:
     def _run(self) -> None:
         if self._smoke is not None:
             self._smoke.close()
-        self._begin(self._layout, lambda: self._selected(self._layout), self._quit, self._console)
+        self._begin(
+            self._layout,
+            lambda: self._selected(self._layout),
+            self._quit,
+            self._console,
+            self._notes,
+        )
 
     def _begin(
         self,
@@ -126,6 +144,7 @@ class Sweep:
         stages: Callable[[], Iterator[Task]],
         quit: Callable[[int], None],
         console: Console,
+        notes: Notifier | None,
     ) -> None:
         self._clerk = Clerk(
             layout,
@@ -133,8 +152,9 @@ class Sweep:
             send=self._send,
             quit=quit,
             console=console,
-            jobs=self._args.jobs,
+            slots=self._slots,
             grace=self._args.grace,
+            notes=notes,
         )
         self._clerk.start()
 
@@ -146,6 +166,8 @@ class Sweep:
         _send(command)
 
     def _quit(self, code: int) -> None:
+        if self._notes is not None:
+            self._notes.close()
         self._send(f"quit {code}\n".encode())
         self.over = True
 
@@ -171,7 +193,8 @@ def _listen(sweep: Sweep) -> None:
     """Pass on what the shell says until the sweep is over, or the shell is gone."""
     shell, rest = os.getppid(), b""
     while not sweep.over:
-        ready = select.select([0, *sweep.clerk.watched()], [], [], _TICK)[0]
+        wait = min(_TICK, sweep.clerk.wait)
+        ready = select.select([0, *sweep.clerk.watched()], [], [], wait)[0]
         for watch in ready:
             if watch != 0:
                 sweep.clerk.look(watch)
@@ -186,8 +209,15 @@ def _listen(sweep: Sweep) -> None:
             break
         elif not ready:
             sweep.clerk.refresh()
+        if not sweep.over:
+            sweep.clerk.tick()
     if not sweep.over:
         sweep.clerk.orphaned()
+
+
+def _notifier(words: Sequence[str], say: Callable[[str], None]) -> Notifier:
+    form, variable, *on = words
+    return Notifier(form, variable, on, say=lambda text: say(f"Notify  {text}"))
 
 
 def _send(command: bytes) -> None:

@@ -4,9 +4,9 @@
 # Bash owns the processes: slots, process groups, signals, logs. A clerk (expc_runtime.sweep) owns
 # the facts: it reads the plan, says what to start next and writes the state files. They talk
 # through two pipes:
-#   clerk -> here   start ID WORDS, then that many NUL-ended words: the log, the command
-#                   look | launcher | quit CODE
-#   here -> clerk   started ID PID | ended ID CODE | again ID | stop SIGNAL
+#   clerk -> here   start ID WORDS GPUS THREADS, then that many NUL-ended words: the log, the command
+#                   signal ID SIGNAL | look | launcher | quit CODE
+#   here -> clerk   started ID PID | ended ID CODE | again ID | stop SIGNAL | status
 
 (( BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404 )) || {
   echo "sweep: needs bash 4.4 or later; this is $BASH_VERSION" >&2
@@ -23,8 +23,14 @@ stopping='' killed=''
 run() { record run "$@"; }
 stage() { record stage "$@"; }
 skip() { record skip "$@"; }
+limit() { record limit "$@"; }
+retry() { record retry "$@"; }
 record() { printf '%s\0' "$#" "$@"; }
-plan() { runs; record end; }  # a plan without its end was cut short
+plan() { # one without its end was cut short
+  ! declare -F policy >/dev/null || policy
+  runs
+  record end
+}
 
 usage() {
   cat <<USAGE
@@ -34,17 +40,19 @@ usage: $0 [--list | --status | --plan] [--only RUN-GLOB] [--jobs N] [--smoke | -
   --status          print the table, run nothing
   --plan            print the plan for programs: NUL-ended words, each record led by their number
   --only RUN-GLOB   only runs whose name matches
-  --jobs N          N runs at a time (or JOBS=N)
+  --jobs N          N runs at a time (or JOBS=N); one for each GPU, or one, if not given
   --smoke           two updates of each, in a folder of their own: does it run at all?
   --no-smoke        do not begin with two updates of every module that has never run
 environment: PYTHON, JOBS, EXPC_LAUNCHER=0 (no fork launcher), EXPC_GRACE (seconds from TERM to KILL),
+             GPUS or CUDA_VISIBLE_DEVICES (0,1: the GPUs that runs get; all when not set),
              OMP_NUM_THREADS (a run's threads; its share of the cores when not set),
              EXPC_PROGRESS (seconds between two lines of a running stage without a terminal; 60, 0: none)
+signals: INT and TERM ask what runs to save and end, a second one kills; USR1 prints where things stand
 USAGE
 }
 
 sweep() {
-  local mode=clerk jobs=${JOBS:-1} root=runs/$experiment options=() rehearse=1
+  local mode=clerk jobs=${JOBS-} root=runs/$experiment options=() rehearse=1
   while (( $# )); do
     case $1 in
       --list) mode=list ;;
@@ -61,17 +69,15 @@ sweep() {
     esac
     shift
   done
-  [[ $jobs =~ ^[1-9][0-9]*$ ]] || { echo "sweep: JOBS is a number from 1, not '$jobs'" >&2; return 2; }
-  # Threads of runs that share the cores wait for each other: each run gets its share of them.
-  local cores
-  cores=$(getconf _NPROCESSORS_ONLN) || cores=1
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( cores > jobs ? cores / jobs : 1 ))}
+  [[ $jobs =~ ^([1-9][0-9]*)?$ ]] || { echo "sweep: JOBS is a number from 1, not '$jobs'" >&2; return 2; }
   local clerk=("$python" -m expc_runtime.sweep "$mode" "$experiment" "$folder" "$python" "${options[@]}")
   if [[ $mode != clerk ]]; then
     "${clerk[@]}" < <(plan)
     return
   fi
-  clerk+=(--jobs "$jobs" --grace "${EXPC_GRACE:-60}" ${rehearse:+--rehearse})
+  clerk+=(${jobs:+--jobs "$jobs"} --grace "${EXPC_GRACE:-60}" ${rehearse:+--rehearse})
+  # shellcheck disable=SC2154  # sweep.sh may name who is told
+  [[ -z ${notify[*]-} ]] || clerk+=(--notify "${notify[@]}")
   serve
 }
 
@@ -100,18 +106,20 @@ serve() {
   trap 'stop INT' INT
   trap 'stop TERM' TERM
   trap 'stop HUP' HUP
+  trap 'tell status' USR1
   trap leave EXIT
 
-  local word a b code status
+  local word a b c d code status
   while :; do
     reap
-    [[ -z $stopping || -n $killed ]] || (( SECONDS < deadline )) || signal_all KILL
-    read -r -t 1 word a b <&"$from"
+    [[ -z $stopping || -n $killed ]] || { uptime && (( now < deadline )); } || signal_all KILL
+    read -r -t 1 word a b c d <&"$from"
     status=$?
     (( status > 128 )) && continue
     (( status == 0 )) || clerk_gone
     case $word in
-      start) mapfile -d '' -t -n "$b" words <&"$from" && start "$a" "${words[@]}" ;;
+      start) mapfile -d '' -t -n "$b" words <&"$from" && start "$a" "$c" "$d" "${words[@]}" ;;
+      signal) [[ -z ${pids[$a]-} ]] || signal "$b" "${pids[$a]}" ;;
       look) ;;  # something has ended
       launcher) start_launcher ;;
       quit) code=$a; break ;;
@@ -121,13 +129,17 @@ serve() {
   exit "$code"
 }
 
-start() { # ID LOG COMMAND...
-  local id=$1 log=$2
-  shift 2
-  local command=("$@")
-  (( ${#launcher[@]} )) && command=("${launcher[@]}" -- "${@:2}")
-  { printf '$ '; printf '%q ' "$@"; echo; } >>"$log"
-  setsid "${command[@]}" >>"$log" 2>&1 </dev/null {lock}>&- {console}>&- &
+start() { # ID GPUS THREADS LOG COMMAND...; GPUS is - where there are none
+  local id=$1 gpus=${2#-} threads=${OMP_NUM_THREADS:-$3} log=$4
+  shift 4
+  local command=("$@") env=(OMP_NUM_THREADS="$threads" ${gpus:+CUDA_VISIBLE_DEVICES="$gpus"})
+  # The launcher forks modules; torchrun, which is one of python's own (-m), starts its ranks.
+  (( ${#launcher[@]} )) && [[ $2 != -m ]] && command=("${launcher[@]}" -- "${@:2}")
+  if ! { printf '$ %s' "${gpus:+CUDA_VISIBLE_DEVICES=$gpus }"; printf '%q ' "$@"; echo; } >>"$log"; then
+    tell ended "$id" 74
+    return
+  fi
+  { export "${env[@]}"; exec setsid "${command[@]}"; } >>"$log" 2>&1 </dev/null {lock}>&- {console}>&- &
   pids[$id]=$!
   tell started "$id" "$!"
   [[ -z $stopping ]] || signal TERM "$!"
@@ -160,7 +172,8 @@ stop() { # SIGNAL; a second one does not wait
     signal_all KILL
     return
   fi
-  stopping=$1 deadline=$((SECONDS + ${EXPC_GRACE:-60}))
+  uptime
+  stopping=$1 deadline=$((now + ${EXPC_GRACE:-60}))
   tell stop "$1"
   signal_all TERM
 }
@@ -175,6 +188,10 @@ signal() { # SIGNAL PID; the group does not exist until setsid has run
   kill "-$1" -- "-$2" 2>/dev/null || kill "-$1" "$2" 2>/dev/null
 }
 
+# Seconds of a clock that nobody sets (SECONDS follows the wall clock), into `now`. A `read` here, in
+# a trap, would take the time limit off the `read` that it interrupts.
+uptime() { { now=$(</proc/uptime); } 2>/dev/null && now=${now%%.*} || now=$SECONDS; }
+
 tell() { { printf '%s\n' "$*" >&"$to"; } 2>/dev/null; }
 
 clerk_gone() {
@@ -187,8 +204,9 @@ clerk_gone() {
   fi
   stopping=1
   signal_all TERM
-  deadline=$((SECONDS + ${EXPC_GRACE:-60}))
-  while (( ${#pids[@]} && SECONDS < deadline )); do reap; sleep 0.2; done
+  uptime
+  deadline=$((now + ${EXPC_GRACE:-60}))
+  while (( ${#pids[@]} && now < deadline )); do reap; sleep 0.2; uptime; done
   signal_all KILL
   exit "$code"
 }
