@@ -121,7 +121,7 @@ def backends(base: Experiment) -> tuple[Backend, ...]:
     for name, shape in (("slurm", Slurm), ("ray", RayTask)):
         if any(getattr(run, name) is not None for run in runs.values()):
             stages = tuple(
-                (stage, tuple(_options(getattr(run, name) or shape(), run.devices or 1)))
+                (stage, tuple(_options(getattr(run, name) or shape(), run.devices)))
                 for stage, run in runs.items()
             )
             address = (("address", whole),) if name == "ray" and whole else ()
@@ -129,12 +129,13 @@ def backends(base: Experiment) -> tuple[Backend, ...]:
     return tuple(found)
 
 
-def _options(asked: Any, devices: int) -> Iterator[Option]:
+def _options(asked: Any, devices: int | None) -> Iterator[Option]:
     for key in type(asked).model_fields:
         value = getattr(asked, key)
         if value is not None and key != "address":
             yield key, value.in_seconds if key == "time" else _whole(value)
-    yield "devices", devices
+    if devices is not None:
+        yield "devices", devices
 
 
 def _whole(value: Any) -> Any:
@@ -249,7 +250,7 @@ def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyP
         if base.is_written(held[1]):
             why = "it decides the code of the stage: another program has results of its own"
             return _told(f"`{path}` can't be changed by a retry", base, at, why, "leave it out")
-        help = f"write what it is otherwise, `{path}: {number(value)}`, in the stage"
+        help = f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
         return _told(f"`{path}` is not set in stage `{held[0].name}`", base, at, why, help)
     else:
         settings = dict.fromkeys(_settings(space, stages))
@@ -260,6 +261,12 @@ def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyP
             else f"settings are {listed(settings)}"
         )
     return _told(f"{named} `{path}`", base, at, why, help)
+
+
+def _yaml(value: object) -> str:
+    """A value as a spec writes it: YAML reads `1e-08` as text."""
+    text = number(value)
+    return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
 
 
 def _told(message: str, base: Experiment, at: KeyPath, why: str, help: str) -> Finding:

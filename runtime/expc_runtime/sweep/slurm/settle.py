@@ -1,0 +1,203 @@
+"""The last job: what no array could write, and what a person reads of the whole."""
+
+import fnmatch
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from expc_runtime.errors import CRASH
+from expc_runtime.state.files import write_env
+from expc_runtime.state.plan import Layout, Task, tasks
+from expc_runtime.state.records import Status, read_status
+from expc_runtime.state.table import duration, table, tally
+from expc_runtime.sweep import ends
+from expc_runtime.sweep.book import Attempt, Book
+from expc_runtime.sweep.console import Console
+from expc_runtime.sweep.slurm import queue
+from expc_runtime.sweep.slurm.submission import Submission
+from expc_runtime.sweep.slurm.task import point
+
+__all__ = ["selected", "settle"]
+
+_CODES = {"TIMEOUT": 124, "OUT_OF_MEMORY": 71}  # else 137
+
+
+def selected(plan: Path, layout: Layout, only: str) -> Iterator[Task]:
+    """The tasks of the selected runs, which are counted from 1 among themselves."""
+    number = last = 0
+    with plan.open("rb") as file:
+        for task in tasks(file, layout):
+            if fnmatch.fnmatchcase(task.run, only):
+                number += task.index != last
+                last = task.index
+                yield replace(task, index=number)
+
+
+def settle(folder: Path, console: Console) -> int:
+    """Write what became of every stage of submission ``folder``; returns the exit code of the sweep."""
+    submission = Submission.read(folder)
+    if submission is None:
+        print(f"{folder}/submission.json cannot be read", flush=True)
+        return CRASH
+    book, began = Book(submission.layout), time.time()
+    smoke = Submission.read(Path(submission.before)) if submission.before else None
+    if smoke is not None and smoke.code != 0:
+        _refused(Path(submission.before), smoke, console)
+        replace(submission, code=CRASH).write(folder)
+        return CRASH
+    settling = _Settling(book)
+    for task in _tasks(folder, submission):
+        settling.take(task)
+    code = int(settling.bad)
+    write_env(book.root / "status.env", settling.env())
+    text = table(_tasks(folder, submission), book.root)
+    replace(submission, code=code).write(folder)
+    console.line("\n" + text)
+    took = duration(began - folder.joinpath("plan").stat().st_mtime)
+    _say(console, "End", f"{tally(settling.counts) or 'nothing ran'} in {took}: {book.root}")
+    if submission.after and code:
+        _cancel(Path(submission.after))
+    return code
+
+
+def _tasks(folder: Path, submission: Submission) -> Iterator[Task]:
+    if not submission.after:
+        return selected(folder / "plan", submission.layout, submission.only)
+    chosen = set((folder / "picked").read_text(encoding="utf-8").split("\0"))
+    whole = selected(folder / "plan", submission.layout, submission.only)
+    return (task for task in whole if task.name in chosen)
+
+
+def _cancel(folder: Path) -> None:
+    """The arrays that wait for smoke runs which failed; their last job tells why."""
+    if (waiting := Submission.read(folder)) is not None:
+        queue.cancel(waiting.arrays.values())
+
+
+def _refused(folder: Path, smoke: Submission, console: Console) -> None:
+    """Say which stage can't train two batches."""
+    root, once = smoke.layout.root, set()
+    for task in _tasks(folder, smoke):
+        status = read_status(root / task.name) or Status()
+        if status.state in ("failed", "interrupted", "pending") and task.key not in once:
+            once.add(task.key)
+            source = f"\n    from {status.source}" if status.source else ""
+            _say(console, "Smoke", f"{task.argv[1]}: {status.label}: {status.reason}{source}")
+            console.line(f"    {root / task.name}")
+    _say(console, "End", "nothing was started; --no-smoke runs it all the same")
+
+
+def _say(console: Console, word: str, text: str) -> None:
+    console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + f"{word:<8}{text}")
+
+
+class _Settling:
+    """One pass over the plan, parents before dependants."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._homes: dict[str, str] = {}  # key -> <run>/<stage> that runs the instance
+        self._last = Task(0, "", "", "", "")
+        self.counts: dict[str, int] = {}
+        self.runs = 0
+
+    @property
+    def bad(self) -> bool:
+        """Whether anything is not as it should be at the end of a sweep."""
+        return bool((ends.BAD | {"pending", "running"}) & self.counts.keys())
+
+    def take(self, task: Task) -> None:
+        """Have the folder of ``task`` say what is true."""
+        self.runs, self._last = max(self.runs, task.index), task
+        state = self._state(task)
+        if task.key:
+            self._homes.setdefault(task.key, task.name)
+        written = ends.written(state)
+        self.counts[written] = self.counts.get(written, 0) + 1
+
+    def _state(self, task: Task) -> str:
+        book, root = self._book, self._book.root
+        if task.skip:
+            return self._refuse(task, ends.Refusal("skipped", task.skip))
+        home = self._homes.get(task.key, task.name)
+        if home == task.name and book.proof(task) is not None:
+            book.restore(task)
+        state, _ = ends.end(task, root / home)
+        if home != task.name:
+            point(book, task, home, state)
+            return state
+        if state in ("pending", "blocked", "skipped") or not self._begun(task):
+            refusal = self._hindrance(task)
+            return self._refuse(task, refusal) if refusal is not None else "pending"
+        return self._dead(task) if state == "running" else state
+
+    def _begun(self, task: Task) -> bool:
+        state, _ = ends.end(task, self._book.root / task.name)
+        return state != "pending"
+
+    def _hindrance(self, task: Task) -> ends.Refusal | None:
+        for stage, key in zip(task.after, task.parents, strict=True):
+            home = self._homes[key]
+            parent = replace(task, stage=stage, key=key, skip="")
+            state, label = ends.end(parent, self._book.root / home)
+            refusal = ends.hindrance(stage, state, label)
+            if refusal is not None:
+                return refusal
+        return None
+
+    def _refuse(self, task: Task, refusal: ends.Refusal) -> str:
+        state, reason, failure, by = refusal
+        old = read_status(self._book.root / task.name) or Status()
+        if (old.state, old.reason, old.failure, old.by) != refusal or old.key != task.key:
+            self._book.refuse(task, state, reason=reason, failure=failure, by=by)
+        return state
+
+    def _dead(self, task: Task) -> str:
+        """It says ``running``, and no job of the sweep runs any more: as Slurm says it ended."""
+        old = read_status(self._book.root / task.name) or Status()
+        slurm = queue.standing(old.job.removeprefix("slurm ")).state if old.job else ""
+        attempt = Attempt(task, old.attempt)
+        status = self._book.verdict(
+            attempt,
+            _CODES.get(slurm, 137),
+            stopping=slurm.startswith("CANCELLED"),
+            timed_out=slurm == "TIMEOUT",
+        )
+        reason = f"its job ended without a word{f' ({slurm})' if slurm else ''}"
+        self._book.refuse(task, status.state, reason=reason, failure=status.failure)
+        return status.state
+
+    def env(self) -> dict[str, object]:
+        """status.env at the end."""
+        task, count = self._last, self.counts.get
+        status = read_status(self._book.root / task.name) or Status()
+        waits = count("pending", 0) + count("interrupted", 0)
+        return {
+            "run_name": task.run,
+            "run_index": task.index,
+            "total_runs": self.runs,
+            "step": status.step,
+            "steps_target": status.steps_target,
+            "percent": 100 if status.state in ends.GOOD else status.percent,
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "state": "interrupted" if waits else "failed" if self.bad else "done",
+            "stage": task.stage,
+            "condition": task.condition,
+            "seed": task.seed,
+            "exit_code": int(self.bad),
+            "eta_s": "",
+            "pid": "",
+            "running_count": 0,
+            "done_count": count("done", 0) + count("smoke", 0),
+            "failed_count": count("failed", 0),
+            "blocked_count": count("blocked", 0),
+            "skipped_count": count("skipped", 0),
+            "undefined_count": count("undefined", 0),
+            "jobs": "",
+            "host": socket.gethostname(),
+            "runner_pid": os.getpid(),
+            "runner_start": 0,
+        }

@@ -1,0 +1,361 @@
+"""From the plan of a sweep to the jobs of Slurm."""
+
+import argparse
+import fcntl
+import graphlib
+import os
+import shlex
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from expc_runtime.errors import CRASH, Locked, MissingInput
+from expc_runtime.state.plan import Layout, Task, cover, records
+from expc_runtime.sweep import ends
+from expc_runtime.sweep.book import Book
+from expc_runtime.sweep.console import Console
+from expc_runtime.sweep.slurm import queue
+from expc_runtime.sweep.slurm.options import Ask
+from expc_runtime.sweep.slurm.settle import selected, settle
+from expc_runtime.sweep.slurm.submission import (
+    Job,
+    Parent,
+    Submission,
+    add,
+    digest,
+    latest,
+    new_folder,
+)
+
+__all__ = ["refuse_queued", "submit"]
+
+_LOOK = 2.0  # seconds between two looks at a submission that is waited for
+
+
+@dataclass
+class _Array:
+    """The tasks of one stage, as many as an array may have."""
+
+    stage: str
+    number: int
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}.{self.number}"
+
+
+@dataclass
+class _Stock:
+    """What is to be submitted: arrays on disk, and the order among their stages."""
+
+    arrays: list[_Array] = field(default_factory=list)
+    after: dict[str, set[str]] = field(default_factory=dict)  # stage -> its parents
+    modules: dict[str, str] = field(default_factory=dict)
+    runs: int = 0
+    stages: int = 0
+    settled: int = 0
+    repeated: int = 0
+
+    def order(self) -> list[_Array]:
+        """Parents first.
+
+        Raises:
+            MissingInput: stages wait for each other in a circle.
+        """
+        try:
+            stages = list(graphlib.TopologicalSorter(self.after).static_order())
+        except graphlib.CycleError as error:
+            circle = " -> ".join(error.args[1])
+            raise MissingInput(f"stages wait for each other: {circle}; use sweep.sh") from None
+        return sorted(self.arrays, key=lambda array: (stages.index(array.stage), array.number))
+
+    def __str__(self) -> str:
+        left = sum(array.size for array in self.arrays)
+        rest = self.stages - left - self.settled - self.repeated
+        words = [f"{left} to run", f"{self.settled} settled"]
+        words += [f"{self.repeated} the same as another"] if self.repeated else []
+        words += [f"{rest} that cannot run"] if rest else []
+        return f"{self.runs} runs, {self.stages} stages: {', '.join(words)}"
+
+
+def submit(layout: Layout, args: argparse.Namespace, jobs: BinaryIO, plan: BinaryIO) -> int:
+    """Submit what is not proved done of ``plan``; returns the exit code.
+
+    Args:
+        args: ``only``, ``at_once``, ``smoke``, ``rehearse`` and ``wait``, as slurm.sh takes them.
+        jobs: records ``STAGE OPTION...``, what its jobs ask for (`Ask`).
+
+    Raises:
+        Locked: a sweep or a submission of this experiment is not over.
+        MissingInput: the plan cannot be read to its end.
+        BadValue: Slurm takes no such job, or does not answer.
+    """
+    asks = {stage: Ask.read(words) for stage, *words in records(jobs)}
+    with _guard(layout.root), _guard(layout.smoked().root):
+        folder = new_folder(layout.root)
+        with (folder / "plan").open("wb") as file:
+            shutil.copyfileobj(plan, file)
+        console = Console(1, layout.root / "sweep.log")
+        sender = _Sender(layout, args, asks, console)
+        before = sender.rehearse(folder) if args.rehearse else None
+        submission = sender.send(folder, None, before=before)
+    if submission is None:
+        return settle(folder, console)
+    _tell(submission, console)
+    return _wait(folder, submission) if args.wait else 0
+
+
+@contextmanager
+def _guard(root: Path) -> Iterator[None]:
+    """Hold ``root`` while it is submitted; nothing else of it may run or wait to run."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().decode(errors="replace").strip()
+            raise Locked(f"{root} is in use by {holder or 'another sweep'}") from None
+        refuse_queued(root)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, submitting\n".encode())
+        lock.flush()
+        yield
+
+
+def refuse_queued(root: Path) -> None:
+    """Raise `Locked` where jobs of the last submission under ``root`` wait or run.
+
+    Raises BadValue if there may be some and Slurm does not answer.
+    """
+    found = latest(root)
+    if found is None or found[1].code is not None:
+        return
+    submission = found[1]
+    left = queue.active(submission.jobs)
+    if left:
+        ids = " ".join(map(str, sorted(left)))
+        cancel = " ".join(map(str, sorted(left - {submission.last}) or sorted(left)))
+        raise Locked(
+            f"{root} has jobs of Slurm that are not over: {ids}; wait for them "
+            f"(squeue --jobs {ids.replace(' ', ',')}) or cancel them: scancel {cancel}"
+        )
+
+
+class _Sender:
+    """Makes arrays of a plan and submits them."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        args: argparse.Namespace,
+        asks: Mapping[str, Ask],
+        console: Console,
+    ) -> None:
+        self._layout = layout
+        self._args = args
+        self._asks = asks
+        self._console = console
+        self._limit = queue.array_limit()
+
+    def rehearse(self, real: Path) -> Path | None:
+        """Submit two updates of every module that has never run, if there are any."""
+        smoked = self._layout.smoked()
+        picked = cover(selected(real / "plan", smoked, self._args.only), self._layout)
+        if not picked:
+            return None
+        folder = new_folder(smoked.root)
+        shutil.copyfile(real / "plan", folder / "plan")
+        (folder / "picked").write_text("\0".join(task.name for task in picked), encoding="utf-8")
+        self.send(folder, picked, after=real)
+        return folder
+
+    def send(
+        self,
+        folder: Path,
+        picked: Iterable[Task] | None,
+        *,
+        before: Path | None = None,
+        after: Path | None = None,
+    ) -> Submission | None:
+        """Submit ``picked`` (None: the plan of ``folder``); None if there is nothing to run.
+
+        Raises as `submit` does; what was submitted by then is cancelled.
+        """
+        layout = self._layout.smoked() if after else self._layout
+        only = self._args.only
+        stock = _stock(
+            folder,
+            selected(folder / "plan", layout, only) if picked is None else picked,
+            Book(layout),
+            self._limit,
+        )
+        submission = Submission(
+            experiment=layout.experiment,
+            folder=layout.folder,
+            python=layout.python,
+            smoke=layout.smoke,
+            only=only,
+            before=str(before or ""),
+            after=str(after or ""),
+            modules=stock.modules,
+        )
+        submission.write(folder)
+        what = "smoke runs first" if after else "Slurm"
+        self._say("Submit", f"{layout.experiment}, {what}: {stock}")
+        if not stock.arrays:
+            return None
+        try:
+            return self._send(folder, stock, submission)
+        except BaseException:
+            found = Submission.read(folder) or submission
+            queue.cancel(found.jobs)
+            if before is not None and (smoke := Submission.read(before)) is not None:
+                queue.cancel(smoke.jobs)
+            raise
+
+    def _send(self, folder: Path, stock: _Stock, submission: Submission) -> Submission:
+        first = self._first(submission)
+        ids: dict[str, list[int]] = {}
+        for array in stock.order():
+            ask = self._asks.get(array.stage, Ask())
+            parents = [job for stage in stock.after[array.stage] for job in ids.get(stage, ())]
+            at_once = self._args.at_once or ask.at_once
+            if at_once and array.number:  # chunks of a stage share its share of the cluster
+                parents += ids[array.stage]
+            words = ask.words(gpus=not ask.devices or queue.gpus(ask.partition))
+            words += self._common([*first, *parents], folder / f"{array.name}-%a.log")
+            words += [f"--job-name={submission.experiment}:{array.stage}"]
+            span = f"0-{array.size - 1}" + (f"%{at_once}" if at_once else "")
+            job = queue.submit(
+                [*words, f"--array={span}"], self._script("task", folder, array.name)
+            )
+            ids.setdefault(array.stage, []).append(job)
+            arrays = {**submission.arrays, array.name: job}
+            submission = replace(submission, arrays=arrays)
+            submission.write(folder)
+            self._say("Array", f"{array.stage}: job {job}, tasks {span}  {shlex.join(words)}")
+        words = self._asks.get(stock.arrays[0].stage, Ask()).place()
+        words += self._common([*first, *submission.arrays.values()], folder / "last.log")
+        words += [f"--job-name={submission.experiment}:end", "--time=60", "--requeue"]
+        last_job = queue.submit(words, self._script("settle", folder))
+        submission = replace(submission, last=last_job)
+        submission.write(folder)
+        return submission
+
+    def _first(self, submission: Submission) -> list[int]:
+        """The job that tells whether the smoke runs ended well."""
+        smoke = Submission.read(Path(submission.before)) if submission.before else None
+        return [smoke.last] if smoke else []
+
+    def _common(self, after: Sequence[int], log: Path) -> list[str]:
+        words = [f"--output={log}", "--open-mode=append", "--export=ALL", "--chdir=."]
+        if after:  # afterok would wait for ever once a task has failed
+            words.append("--dependency=afterany:" + ":".join(map(str, after)))
+        return words
+
+    def _script(self, *words: str | Path) -> str:
+        command = [self._layout.python, "-m", "expc_runtime.sweep.slurm", *map(str, words)]
+        return f"#!/usr/bin/env bash\nexec {shlex.join(command)}\n"
+
+    def _say(self, word: str, text: str) -> None:
+        self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + f"{word:<8}{text}")
+
+
+def _stock(folder: Path, stages: Iterable[Task], book: Book, limit: int) -> _Stock:
+    """Write the tasks of each array that ``stages`` need; what is settled or hopeless is left out."""
+    stock, run = _Stock(), 0
+    homes: dict[str, str] = {}
+    hopeless: set[str] = set()  # keys of what does not run and lets nothing run
+    files: dict[str, TextIO] = {}
+    earlier: dict[str, Task] = {}
+    open_: dict[str, _Array] = {}
+    try:
+        for task in stages:
+            if task.index != run:
+                run, earlier = task.index, {}
+                stock.runs += 1
+            stock.stages += 1
+            earlier[task.stage] = task
+            known = task.key in homes
+            home = homes.setdefault(task.key, task.name) if task.key else task.name
+            result = None if task.skip else book.proof(task)
+            if result is not None and ends.ended(result) not in ends.GOOD:
+                hopeless.add(task.key)
+            if task.skip or result is not None or book.kept(task):
+                stock.settled += 1
+                if result is None:
+                    hopeless.add(task.key)
+            elif known:
+                stock.repeated += 1
+            elif any(key in hopeless for key in task.parents):
+                hopeless.add(task.key)
+            else:
+                array = open_.get(task.stage)
+                if array is None or array.size == limit:
+                    number = array.number + 1 if array else 0
+                    array = open_[task.stage] = _Array(task.stage, number)
+                    stock.arrays.append(array)
+                    files[array.name] = (folder / f"{array.name}.jsonl").open("w", encoding="utf-8")
+                parents = tuple(Parent(earlier[p], homes[earlier[p].key]) for p in task.after)
+                add(files[array.name], Job(task, parents))
+                array.size += 1
+                stock.after.setdefault(task.stage, set()).update(task.after)
+                module = task.argv[1]
+                if module not in stock.modules:
+                    stock.modules[module] = digest(module)
+            del home
+    finally:
+        for file in files.values():
+            file.close()
+    if not stock.runs:
+        raise MissingInput("no run matches --only")
+    return stock
+
+
+def _tell(submission: Submission, console: Console) -> None:
+    """How to follow, and how to end it."""
+    jobs = " ".join(map(str, submission.arrays.values()))
+    root = submission.layout.root
+    console.line(
+        f"Follow it:  expc status {root}, squeue --jobs {','.join(map(str, submission.jobs))}, "
+        f"or {root}/sweep.log for the table at the end\n"
+        f"Cancel it:  scancel {jobs}  (job {submission.last} then writes what is true)"
+    )
+
+
+def _wait(folder: Path, submission: Submission) -> int:
+    """Wait for the last job and show what it wrote; returns the exit code of the sweep."""
+    log = submission.layout.root / "sweep.log"
+    shown = log.stat().st_size
+    try:
+        while True:
+            time.sleep(_LOOK)
+            left = queue.active([submission.last])
+            found = Submission.read(folder)
+            shown = _show(log, shown)
+            if found is not None and found.code is not None:
+                return found.code
+            if not left:
+                print("sweep: the last job was cancelled; run slurm.sh again to see what is left")
+                return CRASH
+    except KeyboardInterrupt:
+        print("\nsweep: the jobs go on without being waited for", file=sys.stderr)
+        return 130
+
+
+def _show(log: Path, since: int) -> int:
+    """Print what ``log`` holds beyond ``since`` bytes; returns where it ends."""
+    with log.open("rb") as file:
+        file.seek(since)
+        text = file.read()
+    sys.stdout.write(text.decode(errors="replace"))
+    sys.stdout.flush()
+    return since + len(text)
