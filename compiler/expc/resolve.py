@@ -185,23 +185,32 @@ def _strange_failures(tree: Tree, path: KeyPath) -> list[Finding]:
 
 
 _IN_VAIN = {
-    "gate": ("the budget is used up: another try would begin at its end", "a larger `budget`"),
-    "bad_value": ("the same value would be refused again", "a value that can be used"),
-    "missing_input": ("what was not there is not there a moment later", "what it takes"),
-    "locked": ("another process has the run, and carries it on", "patience"),
-    "preempted": ("it goes on without being asked to: nothing failed", "no retry"),
+    "gate": (
+        "its budget is used up: another try would begin at the end",
+        "leave it out, and give the stage a larger budget",
+    ),
+    "bad_value": ("the same value would be refused again", "leave it out, and mend the value"),
+    "missing_input": (
+        "what was not there is not there a moment later",
+        "leave it out: a stage waits for those that it starts from anyway",
+    ),
+    "locked": (
+        "another process has the run",
+        "leave it out: the other process carries the run on",
+    ),
+    "preempted": ("it did not fail", "leave it out: it was saved, and goes on anyway"),
 }
-"""Why no other try would help, and what does."""
+"""Why no other try would help, and what to do."""
 
 
 def _in_vain(name: str, place: Span) -> Finding:
-    why, remedy = _IN_VAIN[name]
+    why, help = _IN_VAIN[name]
     return Finding(
         "XC509",
         f"a run that ended by `{name}` is not tried again",
         place,
         why=why,
-        help=f"leave `{name}` out: what helps is {remedy}",
+        help=help,
     )
 
 

@@ -134,7 +134,8 @@ class Retry(Shape):
         1, description="tries beyond the first; 0 takes away what is said for all stages"
     )
     delay: Duration | None = Field(
-        None, description="before the next try; doubled at each, with jitter"
+        None,
+        description="before the next try, such as `{seconds: 30}`; doubled at each, with jitter",
     )
 
     @property
@@ -216,7 +217,9 @@ class StageRun(Shape):
         description="failure class -> the next try, and the settings that it changes",
         json_schema_extra={"propertyNames": {"enum": list(FAILURES)}},
     )
-    timeout: Duration | None = Field(None, description="of one attempt at one stage")
+    timeout: Duration | None = Field(
+        None, description="of one attempt at one stage, such as `{hours: 4}`"
+    )
     devices: _Count | None = Field(None, description="GPUs of a run, or processes on a CPU")
     slurm: Slurm | None = Field(None, description="a Slurm array of the runs, as `slurm.sh`")
     ray: RayTask | None = Field(None, description="the runs as tasks of Ray, as `ray.sh`")

@@ -27,8 +27,11 @@ def quote(value: object) -> Quoted:
 
 
 _RESERVED = frozenset(
-    "if then else elif fi do done case esac while until for in function select time coproc".split()
-)
+    {
+        "if", "then", "else", "elif", "fi", "do", "done", "case", "esac", "while", "until", "for",
+        "in", "function", "select", "time", "coproc",
+    }
+)  # fmt: skip
 
 
 def comment(value: object) -> Quoted:

@@ -12,7 +12,7 @@ from expc.policy import Planned, planned
 from expc.resolve import Document, spec_path
 from expc.source import KeyPath
 from expc.spec import Duration
-from expc.sweep import Space, Variant
+from expc.sweep import Space, Variant, number
 
 
 class RetryInVain(ToldRule):
@@ -96,7 +96,7 @@ class RetryChangesNothing(SweepRule):
             if at not in turning:
                 flag = one.turned[str(at[-1])][0]
                 yield self.finding(
-                    f"`{at[-1]}` is `{experiment.tree.get(at)}` already",
+                    f"`{at[-1]}` is `{number(experiment.tree.get(at))}` already",
                     experiment.tree.at(at).value,
                     why=f"the next try after `{one.failure}` would be the one that failed",
                     help="change something that can help, or leave it out",
