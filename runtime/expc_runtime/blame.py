@@ -15,7 +15,7 @@ from expc_runtime.module import Batch, Incident, Module
 from expc_runtime.norms import aside
 from expc_runtime.ops import Ops, Origin, kinds, summary, tensors
 
-__all__ = ["Seen", "Sight", "blame", "look"]
+__all__ = ["Seen", "Sight", "blame", "look", "told"]
 
 
 def blame(
@@ -38,7 +38,7 @@ def blame(
     )
     lines = [f"update {incident.update} of optimizer `{incident.drive}`: {what}"]
     sight = _before_any_op(module, incident.batch) or _again(module, incident)
-    lines += _told(sight)
+    lines += told(sight)
     half = module.half_dtype
     if half is not None and sight.fault and not sight.known:
         again = _again(module, incident, half=False)
@@ -50,7 +50,7 @@ def blame(
         )
     if where := origin(incident.update, sight.rows):
         lines.append(f"  {where}")
-    if end := keep(incident):
+    if sight.fault and (end := keep(incident)):
         lines.append(f"  {end}")
     error = Diverged("\n".join(lines))
     error.found = bool(sight.fault)
@@ -77,7 +77,8 @@ class Sight:
     seen: list[Seen] = field(default_factory=list)
 
 
-def _told(sight: Sight) -> list[str]:
+def told(sight: Sight) -> list[str]:
+    """Its fault for people, a few lines."""
     if not sight.fault:
         return ["  run again, the same batch is finite: a race, or what was drawn elsewhere"]
     lines = [f"  {sight.fault}"]
@@ -246,6 +247,6 @@ def _own_rows(tensor: Tensor, ops: Ops) -> tuple[int, ...]:
 
 
 def _entered(given: Any, leaf: nn.Module) -> str:
-    told = [summary("its input", tensor) for tensor in tensors(given)]
-    told += [summary(f"its {name}", p) for name, p in leaf.named_parameters(recurse=False)]
-    return "; ".join(told) or "it took no tensor"
+    entered = [summary("its input", tensor) for tensor in tensors(given)]
+    entered += [summary(f"its {name}", p) for name, p in leaf.named_parameters(recurse=False)]
+    return "; ".join(entered) or "it took no tensor"
