@@ -91,7 +91,7 @@ def write_env(path: Path, values: Mapping[str, object]) -> None:
 def read_env(path: Path) -> dict[str, str]:
     """The ``key=value`` lines of ``path``; empty if there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return {}
     return {key: value for key, found, value in (line.partition("=") for line in lines) if found}

@@ -119,7 +119,7 @@ class Result:
 def read_status(folder: Path) -> Status | None:
     """What ``folder``/status.json says; None if there is none or it cannot be read."""
     data = read_json(folder / "status.json")
-    if data is None or data.get("state") not in STATES:
+    if data is None or data.get("state") not in STATES or not _sound(_STATUS, data):
         return None
     known = {f.name for f in fields(Status)}
     return Status(**{name: value for name, value in data.items() if name in known})
@@ -135,4 +135,19 @@ def read_result(folder: Path) -> Result | None:
     data = read_json(folder / "result.json")
     if data is None or data.get("state") not in ("done", "smoke", "undefined"):
         return None
-    return Result.read(data)
+    return Result.read(data) if _sound(_RESULT, data) else None
+
+
+def _kinds(record: Status | Result) -> dict[str, tuple[type, ...]]:
+    """What JSON holds for each field, told from its default."""
+    number = (int, float)
+    known = {int: number, float: number, tuple: (list,), type(None): (int, type(None))}
+    return {name: known.get(type(value), (type(value),)) for name, value in asdict(record).items()}
+
+
+_STATUS, _RESULT = _kinds(Status()), _kinds(Result())
+
+
+def _sound(kinds: Mapping[str, tuple[type, ...]], data: Mapping[str, Any]) -> bool:
+    """Whether every value is of its field's kind: somebody may have written the file by hand."""
+    return all(isinstance(value, kinds[name]) for name, value in data.items() if name in kinds)
