@@ -203,7 +203,7 @@ TORN = [
     *("", "{", '{"state": "run', "[]", "null", '{"state": "sleeping"}', "\x00\xff"),
     '{"key": "KEY", "state": "running", "step": "many", "heartbeat": null}',
     '{"key": "KEY", "state": "failed", "reason": 7, "changed": 3}',
-    '{"key": "KEY", "state": "done", "same_as": ["x"]}',
+    '{"key": "KEY", "state": "done", "same_as": ["x"], "metrics": ["x"]}',
 ]
 
 
