@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -10,13 +11,15 @@ from typing import cast
 
 from expc_runtime.state.identity import resolve
 from expc_runtime.state.plan import Task
+from expc_runtime.state.program import shown
 from expc_runtime.state.records import STATES, Result, State, Status, read_result, read_status
 
-__all__ = ["duration", "standing", "table", "tally"]
+__all__ = ["changes", "duration", "standing", "table", "tally"]
 
 _WIDTH = 120
 _NAME = 46  # widest condition
 _NOTES = 20
+_RUNS = 8  # that are named where a setting was changed
 _LARGE = 1e6
 
 
@@ -60,6 +63,7 @@ class _Row:
     accepted: int = 0
     wanted: int = 0
     asked: tuple[str, ...] = ()  # metrics that the answer is about
+    changed: bool = False  # a run had a setting changed by a retry, here or in a stage before
 
     def add(self, status: Status, result: Result | None) -> None:
         self.seeds += 1
@@ -131,15 +135,19 @@ def table(tasks: Iterable[Task], root: Path) -> str:
     """Plain text, at most 120 columns wide: states and figures of ``tasks`` under ``root``.
 
     A figure is the mean over seeds, ``±`` the standard deviation, and in brackets the floor that a
-    constant answer reaches. Memory grows with conditions, not with runs.
+    constant answer reaches. A condition whose figures were made with a setting that a retry changed,
+    in that stage or in one it takes from, has a star, and the changes stand below. Memory grows with
+    conditions, not with runs.
     """
     stages: dict[str, dict[str, _Row]] = {}
+    changed = _Changed()
     notes: dict[tuple[str, str], _Note] = {}
     for task in tasks:
         rows = stages.setdefault(task.stage, {})
         row = rows.setdefault(task.condition, _Row(task.condition))
         status, result = standing(task, root)
         row.add(status, result)
+        row.changed |= changed.add(task, changes(task, status, result))
         said: set[tuple[str, str]] = set()
         for label, text, log in _remarks(task, status, result, root):
             key = label, text.partition("\n")[0]  # what follows are this run's own figures
@@ -151,11 +159,61 @@ def table(tasks: Iterable[Task], root: Path) -> str:
             if len(notes) < _NOTES:
                 notes[key] = note
     parts = [_block(stage, list(rows.values())) for stage, rows in stages.items()]
+    if changed.runs:
+        parts.append(changed.text)
     if notes:
         told = groupby(notes.values(), key=lambda note: note.heading)
         lines = [line for heading, of in told for line in (heading, *(note.body for note in of))]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def changes(task: Task, status: Status, result: Result | None) -> str:
+    """``precision=32 (was 16-mixed)``: the settings of ``task`` that retries changed; empty for none."""
+    now = result.changed if result is not None else status.changed
+    planned = task.planned() if now else {}
+    turned = {name: value for name, value in now.items() if name in planned}
+    told = [f"{name}={shown(value)} (was {shown(planned[name])})" for name, value in turned.items()]
+    return ", ".join(told)
+
+
+@dataclass
+class _Changed:
+    """Which runs had settings changed, by stage and change."""
+
+    runs: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # the first few
+    counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _index: int = 0  # of the run that is being read
+    _touched: set[str] = field(default_factory=set)  # its stages whose figures come of a change
+
+    def add(self, task: Task, told: str) -> bool:
+        """Whether what ``task`` measured comes of a change, its own or that of a stage before."""
+        if task.index != self._index:
+            self._index, self._touched = task.index, set()
+        if told:
+            key = (task.stage, told)
+            self.counts[key] = self.counts.get(key, 0) + 1
+            if self.counts[key] <= _RUNS:
+                self.runs.setdefault(key, []).append(task.run)
+        if told or self._touched & set(task.after):
+            self._touched.add(task.stage)
+        return task.stage in self._touched
+
+    @property
+    def text(self) -> str:
+        lines = ["* made with settings that a retry changed, here or in a stage before:"]
+        for (stage, told), runs in self.runs.items():
+            more = self.counts[stage, told] - len(runs)
+            where = "; ".join(runs) + (f"; and {more} more" if more else "")
+            lines += textwrap.wrap(
+                f"{stage}: {told} in {where}",
+                _WIDTH,
+                initial_indent="    ",
+                subsequent_indent=" " * 8,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        return "\n".join(lines)
 
 
 def standing(task: Task, root: Path) -> tuple[Status, Result | None]:
@@ -194,6 +252,7 @@ def _block(stage: str, rows: list[_Row]) -> str:
             total[state] = total.get(state, 0) + count
     counts = tally(total)
     common, names = _conditions([row.condition for row in rows])
+    names = [f"{name} *" if row.changed else name for name, row in zip(names, rows, strict=True)]
     left = [["condition", *names], ["seeds", *(str(row.seeds) for row in rows)]]
     right = [["time", *(duration(row.seconds / row.ran) if row.ran else "-" for row in rows)]]
     if any(row.tries > 1 for row in rows):

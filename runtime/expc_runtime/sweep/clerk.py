@@ -119,6 +119,7 @@ class Clerk:
         slots: where stages run.
         grace: seconds from TERM to KILL, of a stage whose time is up or whose shell was killed.
         notes: who is told what failed and what is done.
+        runner: the process that the sweep lives as long as; our parent, if not given.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class Clerk:
         slots: Slots,
         grace: float = 60.0,
         notes: Notes | None = None,
+        runner: int | None = None,
     ) -> None:
         self._layout = layout
         self._stages = stages
@@ -159,8 +161,8 @@ class Clerk:
         self._stopping = ""
         self._code: int | None = None  # exit code of the attempt that ended last
         self._began = time.monotonic()
-        self._shell = os.getppid()  # sweep.bash: as long as it lives, so does the sweep
-        self._shell_start = process_start(self._shell)
+        self._runner = os.getppid() if runner is None else runner
+        self._runner_start = process_start(self._runner)
         self._quiet = _seconds(os.environ.get("EXPC_PROGRESS", ""), 60.0)
 
     def start(self) -> None:
@@ -563,8 +565,8 @@ class Clerk:
         """A slot is sick: what failed there is run again elsewhere."""
         tried = f"{len(trip.tasks)} run again elsewhere" if trip.tasks else "nothing is lost"
         told = (
-            f"{trip.slot.name} is out: 3 in a row {trip.failure} there while {trip.other.name} "
-            f"finished others; {tried}"
+            f"{trip.slot.name} is out: {trip.failure} 3 times in a row there, while "
+            f"{trip.other.name} finished others; {tried}"
         )
         self._line("Slot", told)
         for task in trip.tasks:
@@ -631,8 +633,8 @@ class Clerk:
             "undefined_count": count("undefined", 0),
             "jobs": self._slots.jobs,
             "host": socket.gethostname(),
-            "runner_pid": self._shell,
-            "runner_start": self._shell_start,
+            "runner_pid": self._runner,
+            "runner_start": self._runner_start,
         }
 
     def _quit(self) -> None:
