@@ -347,7 +347,7 @@ class Backend:
     """A cluster that runs may go to, and what each stage asks of it.
 
     Options are in the spec's own words and order, spans of time in seconds; only those that somebody set, but
-    `requeue`, which is always there. `whole` holds what is of no single stage: the address.
+    `devices` and `requeue`, which are always there. `whole` holds what is of no single stage: the address.
     """
 
     name: str

@@ -121,7 +121,7 @@ def backends(base: Experiment) -> tuple[Backend, ...]:
     for name, shape in (("slurm", Slurm), ("ray", RayTask)):
         if any(getattr(run, name) is not None for run in runs.values()):
             stages = tuple(
-                (stage, tuple(_options(getattr(run, name) or shape(), run.devices)))
+                (stage, tuple(_options(getattr(run, name) or shape(), run.devices or 1)))
                 for stage, run in runs.items()
             )
             address = (("address", whole),) if name == "ray" and whole else ()
@@ -129,13 +129,12 @@ def backends(base: Experiment) -> tuple[Backend, ...]:
     return tuple(found)
 
 
-def _options(asked: Any, devices: int | None) -> Iterator[Option]:
+def _options(asked: Any, devices: int) -> Iterator[Option]:
     for key in type(asked).model_fields:
         value = getattr(asked, key)
         if value is not None and key != "address":
             yield key, value.in_seconds if key == "time" else _whole(value)
-    if devices is not None:
-        yield "devices", devices
+    yield "devices", devices
 
 
 def _whole(value: Any) -> Any:

@@ -21,6 +21,7 @@ from expc_runtime.state.table import duration, table, tally
 from expc_runtime.sweep.book import Attempt, Book
 from expc_runtime.sweep.breaker import Breaker, Trip
 from expc_runtime.sweep.console import Console
+from expc_runtime.sweep.ends import BAD, GOOD, ended, hindrance, written
 from expc_runtime.sweep.pace import Pace
 from expc_runtime.sweep.slots import Slot, Slots
 
@@ -28,8 +29,6 @@ __all__ = ["Clerk", "Notes"]
 
 _AHEAD = 256  # stages that may wait for others before the plan is read on
 _EXIT = {"INT": 130, "TERM": 143, "HUP": 129}
-_GOOD = frozenset({"done", "smoke"})  # dependants may run
-_BAD = frozenset({"failed", "blocked", "undefined", "interrupted"})  # the sweep exits 1
 _NEVER = float("inf")
 _ROOM = 5.0  # seconds for somebody to make room on a full disk
 
@@ -321,7 +320,7 @@ class Clerk:
             if result is not None:
                 stock.settled += 1
                 self._pace.took(task.stage, result.seconds)
-                self._ends.setdefault(task.key, _End(_state(result), task.name))
+                self._ends.setdefault(task.key, _End(ended(result), task.name))
             elif task.skip or self._book.kept(task):
                 stock.settled += 1
             elif task.key in expected or task.key in self._ends:
@@ -391,9 +390,9 @@ class Clerk:
         """Start the task, unless it is settled, shared, or cannot run; False: its slots are not free."""
         task = turn.task
         if task.skip:
-            self._refuse(task, "skipped", "Skip", reason=task.skip)
+            self._refuse(task, "skipped", word="Skip", reason=task.skip)
         elif (result := self._proof(task)) is not None:
-            self._settle(task, _state(result))
+            self._settle(task, ended(result))
         elif task.key in self._ends:
             self._share(task, self._ends[task.key])
         elif self._book.kept(task):
@@ -414,22 +413,16 @@ class Clerk:
         """Whether a parent, or the machine, keeps ``task`` from running; recorded with the reason."""
         for stage, key in zip(task.after, task.parents, strict=True):
             state, name = self._ends[key]
-            if state in _GOOD:
-                continue
-            if state == "stopped":
-                reason = f"{stage} ended without meeting its gate"
-                self._refuse(task, "skipped", "Skip", failure="gate", reason=reason)
-            elif state == "skipped":
-                self._refuse(task, "skipped", "Skip", failure="gate", reason=f"{stage} is skipped")
-            else:
-                status = read_status(self._root / name)
-                label = status.label if status else state
-                self._refuse(task, "blocked", "Blocked", by=stage, reason=f"{stage} is {label}")
-            return True
+            status = read_status(self._root / name)
+            refusal = hindrance(stage, state, status.label if status else state)
+            if refusal is not None:
+                word = "Blocked" if refusal.state == "blocked" else "Skip"
+                self._refuse(task, word=word, **refusal._asdict())
+                return True
         wanted, there = self._wanted(task), len(self._slots.all)
         if wanted > there:
             reason = f"{task.stage} takes {wanted} GPUs, and there are {there}"
-            self._refuse(task, "failed", "Failed", failure="bad_value", reason=reason)
+            self._refuse(task, "failed", word="Failed", failure="bad_value", reason=reason)
             return True
         return False
 
@@ -439,11 +432,11 @@ class Clerk:
 
     def _share(self, task: Task, end: _End) -> None:
         """Another run has this very instance: point to it."""
-        self._book.share(task, end.name, _written(end.state))
+        self._book.share(task, end.name, written(end.state))
         self._settle(task, end.state)
 
     def _refuse(
-        self, task: Task, state: State, word: str, *, reason: str, failure: str = "", by: str = ""
+        self, task: Task, state: State, *, word: str, reason: str, failure: str = "", by: str = ""
     ) -> None:
         self._book.refuse(task, state, reason=reason, failure=failure, by=by)
         self._line(word, f"{self._where(task)}: {reason}")
@@ -455,7 +448,7 @@ class Clerk:
         self._last = task
         if task.key:
             self._ends.setdefault(task.key, _End(state, task.name))
-        written = _written(state)
+        written = written(state)
         self._counts[written] = self._counts.get(written, 0) + 1
 
     def _launch(self, task: Task, avoid: Slot | None) -> bool:
@@ -530,7 +523,7 @@ class Clerk:
         odd = f"  (exit {code} after its result)" if code else ""
         text = f"{self._where(task)}  {duration(attempt.seconds)}{odd}"
         self._line("Done", f"{text}{self._eta()}")
-        self._settle(task, _state(result))
+        self._settle(task, ended(result))
         self._note("done", text, task, state=result.state)
 
     def _try_again(self, process: _Process, status: Status, text: str) -> None:
@@ -616,7 +609,7 @@ class Clerk:
             "total_runs": self._stock.runs,
             "step": status.step,
             "steps_target": status.steps_target,
-            "percent": 100 if status.state in _GOOD else status.percent,
+            "percent": 100 if status.state in GOOD else status.percent,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S"),
             "state": state,
             "stage": task.stage,
@@ -638,7 +631,7 @@ class Clerk:
         }
 
     def _quit(self) -> None:
-        bad = any(self._counts.get(state) for state in _BAD) or bool(self._disk.reason)
+        bad = any(self._counts.get(state) for state in BAD) or bool(self._disk.reason)
         code = _EXIT[self._stopping] if self._stopping else int(bad)
         state = "interrupted" if self._stopping else "failed" if bad else "done"
         self._write_env(self._env(state))
@@ -670,11 +663,3 @@ def _seconds(text: str, default: float) -> float:
         return max(0.0, float(text))
     except ValueError:
         return default
-
-
-def _state(result: Result) -> str:
-    return "stopped" if result.stops else result.state
-
-
-def _written(state: str) -> State:
-    return "done" if state == "stopped" else state  # type: ignore[return-value]

@@ -6,6 +6,7 @@ other end of its stdin: when that ends, so does the group. Standard library only
 
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def run(
 ) -> Ended:
     """Run ``command``, its output added to ``log``, and wait for its end. Main thread only.
 
-    TERM, INT and HUP ask its group to stop (by TERM), USR1 is passed on as it is. After ``grace``
-    seconds the group is killed; so is, at once, whatever of it outlives its leader.
+    TERM, INT and HUP ask its group to stop (by TERM), USR1 is passed on as it is, QUIT kills. After
+    ``grace`` seconds the group is killed; so is, at once, whatever of it outlives its leader.
 
     Args:
         timeout: seconds after which it is asked to stop.
@@ -51,7 +52,8 @@ def run(
     began = time.monotonic()
     asked = timed_out = False
     kill_at: float | None = None
-    with _signals() as wake, log.open("ab") as output:
+    with _signals() as wake, log.open("ab", buffering=0) as output:
+        output.write(_told(command, env).encode(errors="surrogateescape"))
         try:
             process = subprocess.Popen(
                 command,
@@ -82,6 +84,9 @@ def run(
                     signals, owner = [signal.SIGTERM], None
                 if signal.SIGUSR1 in signals:
                     _tell(process.pid, signal.SIGUSR1)
+                if signal.SIGQUIT in signals:
+                    asked = True
+                    _tell(process.pid, signal.SIGKILL)
                 if not asked and any(number in _STOP for number in signals):
                     asked = True
                     _tell(process.pid, signal.SIGTERM)
@@ -89,6 +94,13 @@ def run(
         _tell(process.pid, signal.SIGKILL)  # what its leader left behind
     code = process.returncode
     return Ended(128 - code if code < 0 else code, asked, timed_out)
+
+
+def _told(command: Sequence[str], env: Mapping[str, str] | None) -> str:
+    """The first line of a log."""
+    gpus = (os.environ if env is None else env).get("CUDA_VISIBLE_DEVICES", "")
+    pinned = f"CUDA_VISIBLE_DEVICES={gpus} " if gpus else ""
+    return f"$ {pinned}{shlex.join(command)}\n"
 
 
 def _pause(dues: list[float], watched: bool) -> float | None:
@@ -102,7 +114,7 @@ def _signals() -> Iterator[int]:
     """A descriptor that gives the number of each signal that arrives, a byte each."""
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
-    numbers = (*_STOP, signal.SIGUSR1)
+    numbers = (*_STOP, signal.SIGUSR1, signal.SIGQUIT)
     fd = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:

@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,23 +22,47 @@ from expc_runtime.state.table import duration
 from expc_runtime.sweep.clerk import Clerk
 from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.slots import Slots, gpus
+from expc_runtime.sweep.slurm.submission import refuse_queued
 
-__all__ = ["serve"]
+__all__ = ["Sweep", "serve"]
 
 _TICK = 2.0  # seconds between two writes of status.env
 _CONSOLE, _PLANS = 3, (4, 5, 6, 7)  # descriptors that sweep.bash opens for the clerk
 
 
 class Sweep:
-    """A sweep from its beginning to its exit code: a smoke run of what has never run, then the runs."""
+    """A sweep from its beginning to its exit code: a smoke run of what has never run, then the runs.
 
-    def __init__(self, layout: Layout, args: argparse.Namespace) -> None:
+    Args:
+        layout: where modules and runs lie.
+        args: what the script was called with.
+        slots: where stages run.
+        send: takes one command for whoever owns the processes.
+        plans: where to read the plan from, once for each pass over it.
+        console: the descriptor that a person reads.
+        runner: the process that the sweep lives as long as; our parent, if not given.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        args: argparse.Namespace,
+        *,
+        slots: Slots,
+        send: Callable[[bytes], None],
+        plans: Iterable[int | Path] = _PLANS,
+        console: int = _CONSOLE,
+        runner: int | None = None,
+    ) -> None:
         self._layout = layout
         self._args = args
-        self._plans = iter(_PLANS)
+        self._plans = iter(plans)
         self._launcher = False
-        self._console = Console(_CONSOLE, layout.root / "sweep.log")
-        self._slots = Slots(gpus(), args.jobs)
+        self._tell = send
+        self._fd = console
+        self._runner = runner
+        self._console = Console(console, layout.root / "sweep.log")
+        self._slots = slots
         self._notes = _notifier(args.notify, self._say) if args.notify else None
         self._clerk: Clerk | None = None
         self._smoke: BinaryIO | None = None  # holds the folder of the smoke runs
@@ -100,7 +124,7 @@ class Sweep:
                 self._run()
 
         self._say(f"Smoke   {named} that never ran: two updates first")
-        quiet = Console(_CONSOLE, root / "sweep.log", quiet=True)
+        quiet = Console(self._fd, root / "sweep.log", quiet=True)
         self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet, None)
 
     def _refuse(self, failed: list[Task], root: Path) -> None:
@@ -155,6 +179,7 @@ class Sweep:
             slots=self._slots,
             grace=self._args.grace,
             notes=notes,
+            runner=self._runner,
         )
         self._clerk.start()
 
@@ -163,7 +188,7 @@ class Sweep:
             if self._launcher:
                 return
             self._launcher = True
-        _send(command)
+        self._tell(command)
 
     def _quit(self, code: int) -> None:
         if self._notes is not None:
@@ -175,8 +200,9 @@ class Sweep:
 def serve(layout: Layout, args: argparse.Namespace) -> int:
     """Be the clerk of sweep.bash until it goes away."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the writers of the plan are our children
-    sweep = Sweep(layout, args)
     try:
+        refuse_queued(layout.root)
+        sweep = Sweep(layout, args, slots=Slots(gpus(), args.jobs), send=_send)
         sweep.start()
         _listen(sweep)
     except MissingInput as error:

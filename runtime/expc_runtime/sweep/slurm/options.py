@@ -24,7 +24,7 @@ class Ask:
     constraint: str = ""
     at_once: int = 0  # tasks of the array at a time; 0: no limit
     requeue: bool = True
-    devices: int = 0  # GPUs; 0: none is asked for
+    devices: int = 1  # GPUs, where the partition has any; processes, where it has none
 
     @classmethod
     def read(cls, words: Sequence[str]) -> "Ask":
@@ -39,8 +39,8 @@ class Ask:
         for name in ("time", "memory_gb"):
             parser.add_argument(f"--{name}", type=float)
         parser.add_argument("--cpus", type=int)
-        for name in ("at_once", "devices"):
-            parser.add_argument(f"--{name}", type=int, default=0)
+        parser.add_argument("--at_once", type=int, default=0)
+        parser.add_argument("--devices", type=int, default=1)
         parser.add_argument("--requeue", type=lambda word: word == "true", default=True)
         try:
             asked, unknown = parser.parse_known_args(words)
@@ -58,8 +58,8 @@ class Ask:
         if self.memory_gb is not None:
             words.append(f"--mem={max(1, round(self.memory_gb * 1000**3 / 1024**2))}M")
         if self.cpus is not None:
-            words.append(f"--cpus-per-task={self.cpus * max(1, self.devices)}")
-        if self.devices and gpus:
+            words.append(f"--cpus-per-task={self.cpus * self.devices}")
+        if gpus:
             words.append(f"--gres=gpu:{self.devices}")
         words.append("--requeue" if self.requeue else "--no-requeue")
         words.append(f"--signal=B:TERM@{self._margin}")

@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
 
-from expc_runtime.errors import MissingInput
+from expc_runtime.errors import Locked, MissingInput
 from expc_runtime.state.files import plain, read_json, write_json
 from expc_runtime.state.plan import Layout, Policy, Retry, Task
 from expc_runtime.state.program import read_program
+from expc_runtime.sweep.slurm import queue
 
 __all__ = [
     "Job",
@@ -106,6 +107,25 @@ def latest(root: Path) -> tuple[Path, Submission] | None:
         if (found := Submission.read(folder)) is not None:
             return folder, found
     return None
+
+
+def refuse_queued(root: Path) -> None:
+    """Raise `Locked` where jobs of the last submission under ``root`` wait or run.
+
+    Raises BadValue if there may be some and Slurm does not answer.
+    """
+    found = latest(root)
+    if found is None or found[1].code is not None:
+        return
+    submission = found[1]
+    left = queue.active(submission.jobs)
+    if left:
+        ids = " ".join(map(str, sorted(left)))
+        cancel = " ".join(map(str, sorted(left - {submission.last}) or sorted(left)))
+        raise Locked(
+            f"{root} has jobs of Slurm that are not over: {ids}; wait for them "
+            f"(squeue --jobs {ids.replace(' ', ',')}) or cancel them: scancel {cancel}"
+        )
 
 
 def _newest(root: Path) -> int:

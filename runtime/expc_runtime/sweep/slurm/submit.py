@@ -29,11 +29,11 @@ from expc_runtime.sweep.slurm.submission import (
     Submission,
     add,
     digest,
-    latest,
     new_folder,
+    refuse_queued,
 )
 
-__all__ = ["refuse_queued", "submit"]
+__all__ = ["submit"]
 
 _LOOK = 2.0  # seconds between two looks at a submission that is waited for
 
@@ -130,25 +130,6 @@ def _guard(root: Path) -> Iterator[None]:
         yield
 
 
-def refuse_queued(root: Path) -> None:
-    """Raise `Locked` where jobs of the last submission under ``root`` wait or run.
-
-    Raises BadValue if there may be some and Slurm does not answer.
-    """
-    found = latest(root)
-    if found is None or found[1].code is not None:
-        return
-    submission = found[1]
-    left = queue.active(submission.jobs)
-    if left:
-        ids = " ".join(map(str, sorted(left)))
-        cancel = " ".join(map(str, sorted(left - {submission.last}) or sorted(left)))
-        raise Locked(
-            f"{root} has jobs of Slurm that are not over: {ids}; wait for them "
-            f"(squeue --jobs {ids.replace(' ', ',')}) or cancel them: scancel {cancel}"
-        )
-
-
 class _Sender:
     """Makes arrays of a plan and submits them."""
 
@@ -230,7 +211,7 @@ class _Sender:
             at_once = self._args.at_once or ask.at_once
             if at_once and array.number:  # chunks of a stage share its share of the cluster
                 parents += ids[array.stage]
-            words = ask.words(gpus=not ask.devices or queue.gpus(ask.partition))
+            words = ask.words(gpus=queue.gpus(ask.partition))
             words += self._common([*first, *parents], folder / f"{array.name}-%a.log")
             words += [f"--job-name={submission.experiment}:{array.stage}"]
             span = f"0-{array.size - 1}" + (f"%{at_once}" if at_once else "")

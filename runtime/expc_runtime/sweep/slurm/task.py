@@ -1,7 +1,6 @@
 """One task of an array: one stage instance, from its inputs to its verdict."""
 
 import os
-import shlex
 import time
 from pathlib import Path
 
@@ -115,12 +114,9 @@ def _work(book: Book, task: Task, job: str) -> int:
 
 def _attempt(book: Book, attempt: Attempt, job: str) -> tuple[Status, bool]:
     """One process, and whether Slurm asked it to stop."""
-    command, log = book.command(attempt), book.log(attempt)
-    with log.open("a", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"$ {shlex.join(command)}\n")
     ended = leash.run(
-        command,
-        log,
+        book.command(attempt),
+        book.log(attempt),
         env=os.environ | {"EXPC_JOB": f"slurm {job}"},
         timeout=attempt.task.policy.timeout,
         grace=float(os.environ.get("EXPC_GRACE", "60")),

@@ -15,7 +15,7 @@ folder=expected
 
 # What a job of each stage asks for; time in seconds, requeue for when Slurm takes the node away.
 jobs() {
-  job first --partition gpu,long --time 43200 --memory_gb 16 --cpus 4 --account lab --qos high --constraint 'a100&nvlink' --at_once 20 --requeue true
+  job first --partition gpu,long --time 43200 --memory_gb 16 --cpus 4 --account lab --qos high --constraint 'a100&nvlink' --at_once 20 --requeue true --devices 1
   job second --partition gpu,long --time 5400 --memory_gb 16 --cpus 4 --account lab --qos high --constraint 'a100&nvlink' --at_once 20 --requeue false --devices 2
 }
 
