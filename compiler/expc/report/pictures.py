@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from expc.report.gather import Run
 
@@ -16,6 +17,7 @@ BUDGET = 6_000_000
 """Bytes of all pictures of a report together, before they are written as text."""
 
 _WIDEST = 1400  # pixels
+_FLAT = 4096  # colours of a drawing, at most
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -93,10 +95,14 @@ def _small(path: Path) -> tuple[bytes, str, int, int]:
     if wide > _WIDEST:
         wide, tall = _WIDEST, max(1, round(tall * _WIDEST / wide))
         picture = picture.resize((wide, tall), Image.Resampling.LANCZOS)
-    whole, few = io.BytesIO(), io.BytesIO()
-    picture.save(whole, "PNG", optimize=True)
-    picture.quantize(256, method=Image.Quantize.FASTOCTREE).save(few, "PNG", optimize=True)
-    written = [whole.getvalue(), few.getvalue()]
-    if picture.width == opened.width:
-        written.append(data)
+    written = [data] if picture.width == opened.width else []
+    written.append(_png(picture))
+    if picture.getcolors(_FLAT) is not None:  # a drawing: a palette holds it
+        written.append(_png(picture.quantize(256, method=Image.Quantize.FASTOCTREE)))
     return min(written, key=len), kind, wide, tall
+
+
+def _png(picture: Any) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "PNG", optimize=True)
+    return written.getvalue()
