@@ -54,6 +54,7 @@ def blame(
         lines.append(f"  {end}")
     error = Diverged("\n".join(lines))
     error.found = bool(sight.fault)
+    error.source = sight.origin.source if sight.origin else ""
     return error
 
 

@@ -42,6 +42,7 @@ class StageError(Exception):
 
     failure: ClassVar[str] = "crash"
     code: ClassVar[int] = CRASH
+    source = ""  # where in the spec the reason lies, if this was raised elsewhere
 
 
 class BadValue(StageError):

@@ -5,10 +5,12 @@ one attempt at it: Lightning's Trainer runs the loop over chunks, and `Training`
 happens in it (`on_...`), measures, saves, and says when it is enough.
 """
 
+import gc
 import math
 import os
 import shlex
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +22,16 @@ from expc_runtime import evidence, norms
 from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
-from expc_runtime.errors import BadValue, GateNotMet, MissingInput, Preempted, StageError
+from expc_runtime.errors import (
+    BadValue,
+    GateNotMet,
+    Leak,
+    MissingInput,
+    OutOfMemory,
+    Preempted,
+    StageError,
+    exhausted,
+)
 from expc_runtime.feeds import TrainingFeed, Work
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
@@ -28,6 +39,7 @@ from expc_runtime.guards import untrained
 from expc_runtime.learning import Unmoved, faint, pulls
 from expc_runtime.log import Log, Unwritten
 from expc_runtime.measuring import Figures, NormStatistics
+from expc_runtime.memory import Memory
 from expc_runtime.module import Incident, Module
 from expc_runtime.parts import Origin, fingerprints, load_parts, outputs, parents
 from expc_runtime.progress import progress
@@ -37,6 +49,7 @@ from expc_runtime.ranks import Ranks
 from expc_runtime.saving import Best, Saves
 from expc_runtime.signals import Requests, Stopped
 from expc_runtime.state import Claim, Result
+from expc_runtime.trace import source_of
 from expc_runtime.trainer import Chunks, Told, device_of, trainer
 
 __all__ = ["fit"]
@@ -146,6 +159,7 @@ class Training:
     warned: list[str] = field(init=False, default_factory=list)
     told: set[str] = field(init=False, default_factory=set)  # what is said once
     unmoved: Unmoved | None = field(init=False, default=None)  # until it was looked at
+    memory: Memory | None = field(init=False, default=None)  # once there is a net
 
     def __post_init__(self) -> None:
         first = self.ranks.first
@@ -161,12 +175,20 @@ class Training:
     def run(self) -> int:
         """Prepare, train, measure, write the result; returns 0 or raises why not."""
         self.progress = progress(self.stage.folder.name, silent=not self.ranks.first)
+        short = source = ""
         try:
             device, origin = self._prepare()
             self._train(device)
             return self._conclude(origin)
+        except (MemoryError, RuntimeError) as error:
+            if not (short := exhausted(error)):
+                raise
+            source = source_of(error)
+            self.log.note("".join(traceback.format_exception(error)))
         finally:
             self.progress.close()
+        # Only here: the traceback kept every tensor of what broke off.
+        raise self._out_of_memory(short, source)
 
     def _prepare(self) -> tuple[torch.device, dict[str, Any]]:
         """Device, seeds, data, module. Nothing runs yet, so a ValueError is a value that does not fit."""
@@ -186,6 +208,46 @@ class Training:
             return {}
         origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
         return origin | ({"ranks": self.ranks.size} if self.ranks.size > 1 else {})
+
+    def _out_of_memory(self, short: str, source: str) -> OutOfMemory | Leak:
+        """Whose fault it is; what was not torn is saved."""
+        memory = self.memory
+        if memory is None:
+            verdict: OutOfMemory | Leak = OutOfMemory(
+                f"out of memory before there was a net: {short}"
+            )
+        else:
+            module = self.module
+            doing = f"in update {module.updates}" if module.in_update else "beside an update"
+            told = memory.exhausted(short, doing, self.feed, advice=self._advice())
+            whole = module.take_back() and self.ranks.size == 1
+            del module
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            verdict = told(self._saved_before() if whole else self._stands())
+        verdict.source = source
+        return verdict
+
+    def _advice(self) -> str:
+        if len(self.module.drive_names()) > 1 or not self.module.in_update:
+            return "a smaller batch or net is needed, or a larger device"
+        now = "" if self.microbatch == 1 else f"; it is {self.microbatch:g} now"
+        return (
+            "`retry: {oom: {microbatch: half}}` in the stage's `run` puts half as much of a batch "
+            f"through the net at once{now}"
+        )
+
+    def _saved_before(self) -> str:
+        """Save what is as it was before the update that broke off; says what the next attempt has."""
+        try:
+            self._save()
+        except (StageError, OSError, RuntimeError, MemoryError) as error:
+            return f"not saved ({str(error).partition(chr(10))[0]}); {self._stands()}"
+        return f"saved: the same command goes on from update {self.module.updates}"
+
+    def _stands(self) -> str:
+        return f"the same command goes on from the last checkpoint, update {self.saves.step}"
 
     def _make(self, device: torch.device) -> None:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
@@ -235,6 +297,7 @@ class Training:
             self.log.rewind(0)
             self._save()
         self.unmoved = None if module.epoch or self.cfg.smoke else Unmoved(module)
+        self.memory = Memory(module, device, self.root)
         module.on_flush(self._flushed)
         module.watch(self._pulse)
         module.batches_from(feed.origin)
@@ -288,6 +351,8 @@ class Training:
     def _flushed(self) -> None:
         """Every few updates."""
         self.figures.flush()
+        if self.memory is not None:
+            self.memory.sample()
         self._look_early()
         if self._due():
             self._save()
@@ -387,6 +452,7 @@ class Training:
             self._look_early(epoch_ended=True)
             whole = self._is_whole()
             self.figures.measure()
+            self._look_at_memory()
         except Stopped:
             self._flushed()
             self._save()
@@ -404,6 +470,15 @@ class Training:
         if self._due(epoch_ended=True) or self.ended:
             self._save()
         return self.ended
+
+    def _look_at_memory(self) -> None:
+        """Name what grows while there is memory left."""
+        if self.memory is None:
+            return
+        for who, text in self.memory.look():
+            if f"memory {who}" not in self.told:
+                self.stage.caution(text)
+            self.warn(text, once=f"memory {who}")
 
     def _is_whole(self) -> bool:
         """Whether the epoch had all its updates; without them only the budget may end it.
@@ -467,12 +542,6 @@ class Training:
         state = self.saves.load(self.module, self.feed)
         if state is None:
             return False
-        saved_by = len(state.get("ranks", [None]))
-        if saved_by != self.ranks.size:
-            self.warn(
-                f"goes on with {_ranks(self.ranks.size)} where there were {saved_by}: the same batches, "
-                "but other draws of dropout, and other rows that batch norm reads together"
-            )
         self.best.restore()
         if self.gate:
             self.gate.load_state_dict(state["gate"])
@@ -481,6 +550,12 @@ class Training:
         self.warned, self.told = list(state["warned"]), set(state["told"])
         self.spent, self.ended = state["seconds"], state["ended"]
         self.log.rewind(state["logged"])
+        saved_by = len(state.get("ranks", [None]))
+        if saved_by != self.ranks.size:
+            self.warn(
+                f"goes on with {_ranks(self.ranks.size)} where there were {saved_by}: the same batches, "
+                "but other draws of dropout, and other rows that batch norm reads together"
+            )
         return True
 
     # The end.
@@ -507,6 +582,7 @@ class Training:
                 warnings=tuple(self.warned),
                 step=self.module.updates,
                 epoch=self.module.epoch,
+                memory=self.memory.peak() if self.memory is not None else {},
                 extra={
                     "best": self.best.told(),
                     "weights": weights,

@@ -120,6 +120,7 @@ class _Live:
         "alike",
         "batch",
         "before",
+        "began",
         "copies",
         "draw",
         "drawn",
@@ -135,6 +136,7 @@ class _Live:
         "rehearsed",
         "rows",
         "share",
+        "stepped",
         "suspect",
         "updates",
         "wake",
@@ -144,6 +146,8 @@ class _Live:
     def __init__(self) -> None:
         self.alike: list[str] = []
         self.updates = 0
+        self.began = 0  # updates
+        self.stepped = -1  # the update in which a drive has last done its part
         self.epoch = 0
         self.rows = 1
         self.share = 1.0  # of the batch that goes through the net now
@@ -243,6 +247,7 @@ class Module(pl.LightningModule):
             live.rehearsed((f"total_{name}", total))
         elif live.share == 1.0:
             self._drives[name].step(total)
+            live.stepped = live.updates
         else:
             self._drives[name].gather(total, live.share)
             if name not in live.gathered:
@@ -308,10 +313,8 @@ class Module(pl.LightningModule):
     def among(self, ranks: Ranks, rows: Callable[[int], int]) -> None:
         """Train beside other ``ranks``; ``rows`` of an update's batch are those of all of them."""
         live = self._live
-        live.ranks = ranks
-        if ranks.size > 1:
-            live.portion = rows
-            ranks.asks(lambda: monotonic() >= live.wake)
+        live.ranks, live.portion = ranks, rows
+        ranks.asks(lambda: monotonic() >= live.wake)
 
     @property
     def ranks(self) -> Ranks:
@@ -408,6 +411,7 @@ class Module(pl.LightningModule):
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
                 live.drawn_before, live.drawn = live.drawn, draw()
+                live.began = live.updates + 1
                 live.rows = len(batch[0])
                 if live.portion is not None:
                     self._take_portion(live.portion(live.updates))
@@ -475,6 +479,7 @@ class Module(pl.LightningModule):
                     self._prove_order(piece)
             for name in live.gathered:
                 self._drives[name].conclude()
+                live.stepped = live.updates
         finally:
             live.share = 1.0
             live.gathered.clear()
@@ -528,6 +533,26 @@ class Module(pl.LightningModule):
         except NonFinite as hit:
             hit.late = False  # no batch came after the one it is about
             self._accuse(hit, self._live.updates - 1)
+
+    @property
+    def in_update(self) -> bool:
+        """Whether an update has begun and not ended; after an exception, whether that was in one."""
+        return self._live.began > self._live.updates
+
+    def take_back(self) -> bool:
+        """Undo what an update that broke off has begun; whether all is as it was before it.
+
+        But for running statistics, which have read its batch. Gradients that earlier batches had
+        gathered cannot be told from its own: then it is not.
+        """
+        live = self._live
+        whole = not (self.in_update and live.stepped == live.updates)
+        for drive in self._drives.values():
+            whole = drive.take_back() and whole
+        if self.in_update:
+            for generator, state in live.drawn:
+                generator.set_state(state)
+        return whole
 
     def configure_optimizers(self) -> None:
         """None: the drives are this class's own, made by `start`."""

@@ -52,6 +52,7 @@ class Origin:
     gave: str
     entered: str
     place: str  # where it was called, for people; empty if nobody knows
+    source: str  # the line of the spec that this is of
     rows: tuple[int, ...]  # of the batch, where the op's own rows are those
     written: bool  # a value that somebody wrote, as a mask
     then: list[str] = field(default_factory=list)  # ops that made NaN of its infinity
@@ -62,7 +63,8 @@ class Origin:
             op = f"in the backward pass of `{_plain(self.node)}` ({self.node}), {op}"
         text = f"the op: {op} gave {self.gave}"
         if self.place:
-            text += f"\n    called at {self.place}"
+            source = f", from {self.source}" if self.source else ""
+            text += f"\n    called at {self.place}{source}"
         if self.entered:
             text += f"\n    of {self.entered}"
         if self.then:
@@ -162,13 +164,15 @@ class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node: Any = torch._C._current_autograd_node()
         backward = node is not None
         frames = _frames_of(node.metadata) if backward else _frames_here()
+        where, source = place(frames)
         origin = Origin(
             name=_name(func),
             overload=str(func),
             node=node.name() if backward else "",
             gave=kinds(tensor),
             entered=entered,
-            place=place(frames),
+            place=where,
+            source=source,
             rows=self._bad_rows(tensor),
             written=not backward and func.overloadpacket.__name__.rstrip("_") in _FILLERS,
         )
@@ -280,13 +284,13 @@ def _frames_of(metadata: Any) -> list[_Frame]:
     return [(m["file"], int(m["line"])) for line in lines if (m := _FILE.search(line))]
 
 
-def place(frames: Iterable[_Frame]) -> str:
-    """The innermost line that is neither torch's nor this machinery's, for people.
+def place(frames: Iterable[_Frame]) -> tuple[str, str]:
+    """The innermost line that is neither torch's nor this machinery's, and the spec's, for people.
 
-    One in a component of ours is followed by the line that called it; one of generated code by the
-    line of the spec.
+    One in a component of ours is followed by the line that called it. The spec's line is that of the
+    innermost generated code, empty if there is none.
     """
-    ours = ""
+    ours = somebodys = ""
     for file, line in frames:
         if file.startswith(("<", *_BELOW)) or file in _MACHINERY:
             continue
@@ -294,10 +298,12 @@ def place(frames: Iterable[_Frame]) -> str:
         if path.is_relative_to(_HERE):
             ours = ours or f"{path.relative_to(_HERE.parent)}:{line}"
             continue
-        source = source_at(path, line)
-        told = f"{_short(path)}:{line}{f', from {source}' if source else ''}"
-        return f"{ours}, by {told}" if ours else told
-    return ours
+        if not somebodys:
+            own = f"{_short(path)}:{line}"
+            somebodys = f"{ours}, by {own}" if ours else own
+        if source := source_at(path, line):
+            return somebodys, source
+    return somebodys or ours, ""
 
 
 def _short(path: Path) -> str:

@@ -369,6 +369,13 @@ class Drive:
         self.waiting = 0
         self._total = None
 
+    def take_back(self) -> bool:
+        """Undo a step that broke off, if it can be; whether all is as it was before it."""
+        torn, self.torn = self.torn, ""
+        if torn and not self.waiting:
+            self.drop()
+        return not torn or (torn == "gradients" and not self.waiting)
+
     def _prepare_on_host(self, grads: list[Tensor]) -> bool:
         """Unscale and clip in one pass; False if a gradient is not finite."""
         scale = self.scale or 1.0

@@ -29,6 +29,8 @@ def source_of(error: BaseException) -> str:
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
         seen.add(id(current))
+        if known := getattr(current, "source", ""):
+            return str(known)
         for path, line in reversed(list(_frames(current.__traceback__))):
             source = source_at(path, line)
             if source:

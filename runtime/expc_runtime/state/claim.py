@@ -242,6 +242,10 @@ class Claim:
         """Mark the stage failed(``failure``)."""
         self._end(state="failed", failure=failure, reason=reason, code=code, source=source)
 
+    def caution(self, reason: str) -> None:
+        """Say in the status what a person should look at while the stage runs on."""
+        self._end(reason=reason)
+
     def interrupt(self, reason: str, *, code: int = 75) -> None:
         """Mark the stage interrupted: nothing is wrong with it, and it may go on."""
         self._end(state="interrupted", reason=reason, code=code)
