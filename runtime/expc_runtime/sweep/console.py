@@ -34,7 +34,8 @@ class Console:
 
     def bar(self, text: str) -> None:
         if self._terminal:
-            text = text[: os.get_terminal_size(self._fd).columns - 1]
+            columns = os.get_terminal_size(self._fd).columns or 80  # some say 0
+            text = text[: columns - 1]
             with suppress(OSError):
                 os.write(self._fd, f"\r{text.ljust(self._bar)}".encode(errors="surrogateescape"))
             self._bar = len(text)
