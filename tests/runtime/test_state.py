@@ -77,7 +77,7 @@ def holder(tmp_path: Path) -> "Iterator[subprocess.Popen[str]]":
 
 
 def test_state_needs_no_torch() -> None:
-    code = "import sys, expc_runtime.state, expc_runtime.sweep.__main__, expc_runtime.launch; "
+    code = "import sys, expc_runtime.state, expc_runtime.sweep.serve, expc_runtime.launch; "
     process = child(code + "print({'torch', 'pytorch_lightning', 'numpy'} & set(sys.modules))")
     assert process.communicate()[0] == "set()\n"
 

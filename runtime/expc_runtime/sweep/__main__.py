@@ -1,24 +1,29 @@
-"""The entry of sweep.bash: ``python -m expc_runtime.sweep``."""
+"""The entry of sweep.bash: ``python -m expc_runtime.sweep``.
 
-import argparse
-import fnmatch
+Called without words by every sweep.sh, before anything else: it imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
 import os
-import shlex
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from expc_runtime.errors import MissingInput
-from expc_runtime.state.plan import Layout, tasks
-from expc_runtime.state.table import table
-from expc_runtime.sweep.serve import serve
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from expc_runtime.state.plan import Layout
 
 __all__ = ["main"]
 
 
 def _list(layout: Layout, plan: BinaryIO, only: str) -> int:
     """Print the command of every stage instance once."""
+    import fnmatch
+    import shlex
+
+    from expc_runtime.state.plan import tasks
+
     seen: set[str] = set()
     for task in tasks(plan, layout):
         if task.key not in seen and not task.skip and fnmatch.fnmatchcase(task.run, only):
@@ -29,6 +34,11 @@ def _list(layout: Layout, plan: BinaryIO, only: str) -> int:
 
 def _status(layout: Layout, plan: BinaryIO, only: str) -> int:
     """Print the table of what is there."""
+    import fnmatch
+
+    from expc_runtime.state.plan import tasks
+    from expc_runtime.state.table import table
+
     chosen = (task for task in tasks(plan, layout) if fnmatch.fnmatchcase(task.run, only))
     print(table(chosen, layout.root), end="")
     return 0
@@ -38,8 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
     if not words:
-        print(Path(__file__).with_name("sweep.bash"))
+        print(os.path.join(os.path.dirname(os.path.abspath(__file__)), "sweep.bash"))
         return 0
+    import argparse
+
+    from expc_runtime.errors import MissingInput
+    from expc_runtime.state.plan import Layout
+
     parser = argparse.ArgumentParser(prog="sweep", description="Called by sweep.bash.")
     parser.add_argument("mode", choices=["clerk", "list", "status"])
     parser.add_argument("experiment")
@@ -54,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     layout = Layout(args.experiment, args.folder, args.python, args.smoke)
     if args.mode == "clerk":
+        from expc_runtime.sweep.serve import serve
+
         return serve(layout, args)
     show = _list if args.mode == "list" else _status
     try:

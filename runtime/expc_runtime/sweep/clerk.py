@@ -448,8 +448,8 @@ class Clerk:
         self._last = task
         if task.key:
             self._ends.setdefault(task.key, _End(state, task.name))
-        written = written(state)
-        self._counts[written] = self._counts.get(written, 0) + 1
+        name = written(state)
+        self._counts[name] = self._counts.get(name, 0) + 1
 
     def _launch(self, task: Task, avoid: Slot | None) -> bool:
         slots = self._slots.take(self._wanted(task), avoid)
