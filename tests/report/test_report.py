@@ -361,9 +361,9 @@ def test_a_picture_that_is_none_is_said(project, report: Report) -> None:
 
 def test_a_wide_picture_is_scaled(project, report: Report, png) -> None:
     pytest.importorskip("PIL")
-    project.done(project.task("0.003", 1), files={"grid.png": png(2800, 20)})
+    project.done(project.task("0.003", 1), files={"grid.png": png(3200, 20)})
     ((image, _),) = Page(report()).all("img")
-    assert (image["width"], image["height"]) == ("1400", "10")
+    assert (image["width"], image["height"]) == ("1600", "10")
 
 
 # ---------------------------------------------------------------------------------------------------- command

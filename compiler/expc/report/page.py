@@ -787,12 +787,15 @@ def _axes(experiment: Experiment) -> Iterator[Fact]:
 
 
 def _programs(experiment: Experiment) -> Iterator[Table]:
+    order = list(experiment.stages)
     rows = [
         Row(
             Cell(_breakable(module), "name"),
             (Cell(stage), Cell(program, "code"), _number_cell(count)),
         )
-        for (stage, module, program), count in experiment.origin.programs.items()
+        for (stage, module, program), count in sorted(
+            experiment.origin.programs.items(), key=lambda each: order.index(each[0][0])
+        )
     ]
     if rows:
         heads = (

@@ -16,7 +16,8 @@ __all__ = ["Album", "Picture", "album"]
 BUDGET = 6_000_000
 """Bytes of all pictures of a report together, before they are written as text."""
 
-_WIDEST = 1400  # pixels
+_WIDEST = 1600  # pixels
+_MISSES = 8  # pictures too large for what is left of the budget, after which none is tried
 _FLAT = 4096  # colours of a drawing, at most
 _KINDS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -47,6 +48,9 @@ def album(runs: Sequence[Run], root: Path, budget: int) -> Album:
     taken: list[Picture] = []
     too_many, unread, size = 0, [], 0
     for run, name in _in_turn(runs):
+        if too_many >= _MISSES:
+            too_many += 1
+            continue
         try:
             data, kind, width, height = _small(root / run.product / name)
         except (OSError, ValueError) as error:
@@ -91,15 +95,25 @@ def _small(path: Path) -> tuple[bytes, str, int, int]:
         wide, tall = opened.size
         if kind != "png":
             return data, kind, wide, tall
-        picture = opened.convert("RGBA" if opened.mode in ("P", "LA", "RGBA") else "RGB")
+        picture = _opaque(opened)
+    written = [data] if wide <= _WIDEST else []
+    drawn = picture.getcolors(_FLAT) is not None  # few colours: a palette holds it
     if wide > _WIDEST:
         wide, tall = _WIDEST, max(1, round(tall * _WIDEST / wide))
         picture = picture.resize((wide, tall), Image.Resampling.LANCZOS)
-    written = [data] if picture.width == opened.width else []
     written.append(_png(picture))
-    if picture.getcolors(_FLAT) is not None:  # a drawing: a palette holds it
-        written.append(_png(picture.quantize(256, method=Image.Quantize.FASTOCTREE)))
+    if drawn:
+        few = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        written.append(_png(few))
     return min(written, key=len), kind, wide, tall
+
+
+def _opaque(picture: Any) -> Any:
+    """On white, as on the paper that it was drawn for."""
+    from PIL import Image
+
+    whole = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
 
 
 def _png(picture: Any) -> bytes:
