@@ -88,6 +88,19 @@ def test_how_a_sweep_ended(study, expc, said: str, ends: dict[str, str], told: s
     assert expc("status", "study").out.startswith(told)
 
 
+def test_jobs_that_wait_in_a_cluster_are_told(study, expc) -> None:
+    study.runner("failed")  # of an earlier sweep
+    for number, code in ((9, 1), (10, None)):
+        (study.runs / f"slurm/{number}").mkdir(parents=True)
+        write_json(study.runs / f"slurm/{number}/submission.json", {"last": number, "code": code})
+    assert "study: in the queue (slurm 10)" in expc("status", "study").out
+    study.works("lr=1,seed=0/read", host="node7", job="slurm 7_4")
+    assert "study: running (slurm 10 is the last of its jobs)" in expc("status", "study").out
+    write_json(study.runs / "slurm/10/submission.json", {"last": 10, "code": 1})
+    study.put("lr=1,seed=0/read", "failed")
+    assert "slurm" not in expc("status", "study").out
+
+
 def test_smoke_runs_that_come_first_are_told(study, expc) -> None:
     study.runner("done")
     smoke = study.root / "runs/study.smoke"
@@ -182,7 +195,7 @@ def test_the_keys_for_scripts_stand_in_their_order(study, expc) -> None:
         "read": {"pending": 2, "running": 1, "failed": 1},
         "eval": {"pending": 4},
     }
-    assert list(said["runner"]) == ["alive", "pid", "host", "jobs", "age"]
+    assert list(said["runner"]) == ["alive", "pid", "host", "jobs", "age", "job"]
 
 
 def test_the_page_for_scripts_names_every_key(study) -> None:

@@ -24,6 +24,7 @@ _STYLES: Mapping[str, str] = {
     "undefined": "magenta",
     "interrupted": "yellow",
     "gone": "bold red",
+    "queued": "cyan",
     "silent": "yellow",
     "dead": "bold red",
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from expc.monitor.estimate import Left, Took, Work, left
 from expc.monitor.planned import Source
-from expc_runtime.state.files import plain, read_env
+from expc_runtime.state.files import plain, read_env, read_json
 from expc_runtime.state.identity import SMOKE
 from expc_runtime.state.plan import Task
 from expc_runtime.state.process import alive
@@ -40,6 +40,8 @@ class Runner:
     jobs: int
     age: float
     """Seconds since it last wrote."""
+    job: str = ""
+    """Of a cluster, instead of a process: ``slurm 123``, which is the last of its jobs."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class Snapshot:
     experiment: str
     folder: str
     state: str
-    """``pending``, ``running``, ``done``, ``failed``, ``interrupted``; ``gone``: its runner died."""
+    """``pending``, ``queued`` (in a cluster, nothing of it runs), ``running``, ``done``, ``failed``, ``interrupted``;
+    ``gone``: its runner died."""
     time: float
     runner: Runner | None
     rehearsal: str
@@ -210,6 +213,8 @@ class Watch:
         if runner is not None and runner.alive is False:  # its last word may be newer than `env`
             env = read_env(folder / "status.env")
         rehearsal, rehearser = _rehearsal(folder, now)
+        if (job := _submitted(folder)) is not None:
+            runner = job
         counts: dict[str, int] = {state: gathered.counts.get(state, 0) for state in STATES}
         jobs = (rehearser or runner).jobs if rehearser or runner else 0  # type: ignore[union-attr]
         running = tuple(sorted(gathered.running, key=lambda one: -one.seconds))
@@ -393,6 +398,19 @@ def _runner(folder: Path, env: Mapping[str, str], now: float) -> Runner | None:
     )
 
 
+def _submitted(folder: Path) -> Runner | None:
+    """The jobs of a cluster that have not said yet what came of them."""
+    numbers = [path.parent for path in folder.glob("slurm/*/submission.json")]
+    if not numbers:
+        return None
+    latest = max(numbers, key=lambda path: _whole(path.name))
+    told = read_json(latest / "submission.json") or {}
+    job = told.get("last")
+    if not isinstance(job, int) or not job or told.get("code") is not None:
+        return None
+    return Runner(None, 0, "", 0, 0.0, job=f"slurm {job}")
+
+
 def _rehearsal(folder: Path, now: float) -> tuple[str, Runner | None]:
     """How far the smoke runs are that come before the first run, and who runs them."""
     smoke = folder.with_name(folder.name + SMOKE)
@@ -419,6 +437,8 @@ def _state(
 ) -> str:
     works = any(one.state != "dead" for one in running)
     said = env.get("state", "")
+    if runner is not None and runner.job:
+        return "running" if works else "queued"
     if said == "running" and runner is not None:
         return "gone" if runner.alive is False and not works else "running"
     if works:

@@ -18,6 +18,8 @@ def state(snapshot: Snapshot) -> str:
     runner = snapshot.runner
     if snapshot.state == "gone" and runner is not None:
         return f"its runner is gone (process {runner.pid} on {runner.host}); run it again to go on"
+    if snapshot.state == "queued" and runner is not None:
+        return f"in the queue ({runner.job}); squeue says more"
     if snapshot.state == "pending":
         idle = snapshot.counts["pending"] + snapshot.counts["skipped"] == snapshot.stages
         return "not running; nothing has run" if idle else "not running"
@@ -30,6 +32,8 @@ def state(snapshot: Snapshot) -> str:
     words = ["running"]
     if runner is not None and runner.alive is False:
         words.append(f"though its runner is gone (process {runner.pid} on {runner.host})")
+    elif runner is not None and runner.job:
+        words.append(f"({runner.job} is the last of its jobs)")
     elif runner is not None and runner.pid:
         jobs = f", {runner.jobs} at a time" if runner.jobs > 1 else ""
         quiet = f", last word {duration(runner.age)} ago" if runner.age > _QUIET else ""
