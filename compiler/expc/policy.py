@@ -183,7 +183,15 @@ def _unfit(
         )
         return
     value = one.written.changes[path]
-    if value != HALF or flag.choices:
+    if why := _kept(flag, path):
+        yield Finding(
+            "XC510",
+            f"`{path}` can't be changed by a retry",
+            place.key,
+            why=f"the next try goes on from a checkpoint: {why}",
+            help="leave it out; less memory is what `microbatch: half` is for",
+        )
+    elif value != HALF or flag.choices:
         yield from _refused(document, space, one, path)
     elif not _is_number(flag.default):
         yield Finding(
@@ -193,6 +201,22 @@ def _unfit(
             why="only a number can be",
             help="write what it is in the next try",
         )
+
+
+_SHAPES = "its weights have the shapes that they have"
+_HELD = {
+    "data": "it stands at a place in these very rows",
+    "env": "it holds episodes of this very environment",
+    "replay": "it has made the updates that this replay asked for",
+    "model": _SHAPES,
+    "heads": _SHAPES,
+}
+
+
+def _kept(flag: Flag, path: str) -> str:
+    """Why a checkpoint keeps a setting as it is; a factor of a net may change, a size may not."""
+    why = _HELD.get(path.partition(".")[0], "")
+    return "" if why is _SHAPES and isinstance(flag.default, float) else why
 
 
 def _refused(document: Document, space: Space, one: Planned, path: str) -> Iterator[Finding]:

@@ -454,7 +454,7 @@ def knobs(spec: Document) -> Iterator[tuple[str, str, Any]]:
     for name, stage in experiment.stages.items():
         slots = slots_of(type(stage.shape))
         for key, info in type(stage.shape).model_fields.items():
-            if key not in slots:
+            if key not in slots and key != "run":  # of runs, no programs: see test_policy
                 yield from _fields_below(f"stage.{key}", f"{name}.{key}", key, info, stage.shape)
         every = [(slots[key], use) for key, use in stage.uses.items()]
         every += [(slots[key], use) for key, many in stage.maps.items() for use in many.values()]

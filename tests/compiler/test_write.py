@@ -50,7 +50,7 @@ def test_only_what_changed_is_written(project: Project, folder: Path) -> None:
     )
     told = write(project.render(text), folder, "generated/it")
     assert set(told.written) == {"read_bce.py", "read_mse.py", LOCK}
-    assert set(told.unchanged) == {"sweep.sh", "README.md"}
+    assert set(told.unchanged) == {"sweep.sh", "monitor.sh", "README.md"}
 
 
 def test_the_sweep_can_be_run_and_modules_are_read(folder: Path) -> None:

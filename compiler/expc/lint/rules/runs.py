@@ -39,8 +39,9 @@ class RetryOfNoSetting(ToldRule):
     """A retry changes what is no setting of the stage, or sets it to what it can't be.
 
     Settings are named by their paths within the stage, as in a sweep: `precision`, `optim.lr`. One that decides the code
-    of a stage (`use`, a list of parts) makes another program, which has results of its own. One that nobody wrote is no
-    setting yet: write what it is otherwise; `microbatch` alone need not be written, for it is a whole batch then.
+    of a stage (`use`, a list of parts) makes another program, which has results of its own. One that the checkpoint holds
+    it to, such as a size of the net or the batch, can't change on the way. One that nobody wrote is no setting yet: write
+    what it is otherwise; `microbatch` alone need not be written, for it is a whole batch then.
 
     ## Bad
     ```yaml
