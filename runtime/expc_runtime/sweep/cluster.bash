@@ -10,11 +10,12 @@ python=${PYTHON:-python}
 job() { printf '%s\0' "$#" "$@"; }
 
 submit() { # ARGS of slurm.sh
-  "$python" -m expc_runtime.sweep.slurm "$experiment" "$folder" "$python" "$@" \
-    3< <(bash "$folder/sweep.sh" --plan) 4< <(jobs)
+  exec "$python" -m expc_runtime.sweep.slurm "$experiment" "$folder" "$python" "$@" \
+    ${notify:+--notify "${notify[@]}"} 3< <(bash "$folder/sweep.sh" --plan) 4< <(jobs)
 }
 
-drive() { # ARGS of ray.sh; ADDRESS is the cluster's, or empty
+drive() { # ARGS of ray.sh
   exec "$python" -m expc_runtime.sweep.ray "$experiment" "$folder" "$python" "$@" \
+    ${address:+--address "$address"} ${notify:+--notify "${notify[@]}"} \
     3< <(bash "$folder/sweep.sh" --plan) 4< <(jobs)
 }

@@ -63,7 +63,7 @@ class Sweep:
         self._runner = runner
         self._console = Console(console, layout.root / "sweep.log")
         self._slots = slots
-        self._notes = _notifier(args.notify, self._say) if args.notify else None
+        self._notes = _notifier(args.notify, self.say) if args.notify else None
         self._clerk: Clerk | None = None
         self._smoke: BinaryIO | None = None  # holds the folder of the smoke runs
         self.over = False
@@ -114,16 +114,16 @@ class Sweep:
         def quit(code: int) -> None:
             clerk = self.clerk
             if clerk.stopping:
-                self._say("End     stopped in the smoke runs; nothing else was started")
+                self.say("End     stopped in the smoke runs; nothing else was started")
                 self._quit(code)
             elif clerk.failed:
                 self._refuse(clerk.failed, root)
             else:
                 took = duration(time.monotonic() - began)
-                self._say(f"Smoke   {named} ran two updates, {took}")
+                self.say(f"Smoke   {named} ran two updates, {took}")
                 self._run()
 
-        self._say(f"Smoke   {named} that never ran: two updates first")
+        self.say(f"Smoke   {named} that never ran: two updates first")
         quiet = Console(self._fd, root / "sweep.log", quiet=True)
         self._begin(self._layout.smoked(), lambda: iter(picked), quit, quiet, None)
 
@@ -136,10 +136,10 @@ class Sweep:
             status = read_status(root / task.name) or Status()
             source = f"\n    from {status.source}" if status.source else ""
             told = f"{task.argv[1]}: {status.label}: {status.reason}"
-            self._say(f"Smoke   {told}{source}")
+            self.say(f"Smoke   {told}{source}")
             self._console.line(f"    {root / task.name}")
             self._note("failed", told, failure=status.failure, reason=status.reason)
-        self._say("End     nothing was started; --no-smoke runs it all the same")
+        self.say("End     nothing was started; --no-smoke runs it all the same")
         self._note("end", "nothing was started", state="failed")
         self._quit(1)
 
@@ -148,7 +148,7 @@ class Sweep:
             name = self._layout.experiment
             self._notes.send(event, f"{name}: {text}", experiment=name, **facts)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + text)
 
     def _run(self) -> None:

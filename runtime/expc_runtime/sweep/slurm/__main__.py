@@ -52,6 +52,7 @@ def _submit(words: Sequence[str]) -> int:
     parser.add_argument(
         "--wait", action="store_true", help="wait for the last job, and exit as sweep.sh does"
     )
+    parser.add_argument("--notify", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     args.rehearse = args.smoke is None
     layout = Layout(args.experiment, args.folder, args.python, bool(args.smoke))

@@ -1,15 +1,12 @@
 """The last job: what no array could write, and what a person reads of the whole."""
 
 import fnmatch
-import os
-import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from expc_runtime.errors import CRASH
-from expc_runtime.state.files import write_env
 from expc_runtime.state.plan import Layout, Task, tasks
 from expc_runtime.state.records import Status, read_status
 from expc_runtime.state.table import duration, table, tally
@@ -19,6 +16,7 @@ from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.slurm import queue
 from expc_runtime.sweep.slurm.submission import Submission
 from expc_runtime.sweep.slurm.task import point
+from expc_runtime.sweep.slurm.told import finished, note
 
 __all__ = ["selected", "settle"]
 
@@ -46,18 +44,22 @@ def settle(folder: Path, console: Console) -> int:
     smoke = Submission.read(Path(submission.before)) if submission.before else None
     if smoke is not None and smoke.code != 0:
         _refused(Path(submission.before), smoke, console)
+        note(submission, "end", "nothing was started", state="failed")
         replace(submission, code=CRASH).write(folder)
         return CRASH
     settling = _Settling(book)
     for task in _tasks(folder, submission):
         settling.take(task)
     code = int(settling.bad)
-    write_env(book.root / "status.env", settling.env())
+    finished(book.root, settling.last, settling.state, settling.runs, settling.counts)
     text = table(_tasks(folder, submission), book.root)
     replace(submission, code=code).write(folder)
     console.line("\n" + text)
     took = duration(began - folder.joinpath("plan").stat().st_mtime)
-    _say(console, "End", f"{tally(settling.counts) or 'nothing ran'} in {took}: {book.root}")
+    told = f"{tally(settling.counts) or 'nothing ran'} in {took}"
+    _say(console, "End", f"{told}: {book.root}")
+    if not submission.after:
+        note(submission, "end", told, state=settling.state, **settling.counts)
     if submission.after and code:
         _cancel(Path(submission.after))
     return code
@@ -100,7 +102,7 @@ class _Settling:
     def __init__(self, book: Book) -> None:
         self._book = book
         self._homes: dict[str, str] = {}  # key -> <run>/<stage> that runs the instance
-        self._last = Task(0, "", "", "", "")
+        self.last = Task(0, "", "", "", "")
         self.counts: dict[str, int] = {}
         self.runs = 0
 
@@ -109,9 +111,15 @@ class _Settling:
         """Whether anything is not as it should be at the end of a sweep."""
         return bool((ends.BAD | {"pending", "running"}) & self.counts.keys())
 
+    @property
+    def state(self) -> str:
+        """What status.env says of the sweep."""
+        waits = {"pending", "interrupted", "running"} & self.counts.keys()
+        return "interrupted" if waits else "failed" if self.bad else "done"
+
     def take(self, task: Task) -> None:
         """Have the folder of ``task`` say what is true."""
-        self.runs, self._last = max(self.runs, task.index), task
+        self.runs, self.last = max(self.runs, task.index), task
         state = self._state(task)
         if task.key:
             self._homes.setdefault(task.key, task.name)
@@ -169,35 +177,3 @@ class _Settling:
         reason = f"its job ended without a word{f' ({slurm})' if slurm else ''}"
         self._book.refuse(task, status.state, reason=reason, failure=status.failure)
         return status.state
-
-    def env(self) -> dict[str, object]:
-        """status.env at the end."""
-        task, count = self._last, self.counts.get
-        status = read_status(self._book.root / task.name) or Status()
-        waits = count("pending", 0) + count("interrupted", 0)
-        return {
-            "run_name": task.run,
-            "run_index": task.index,
-            "total_runs": self.runs,
-            "step": status.step,
-            "steps_target": status.steps_target,
-            "percent": 100 if status.state in ends.GOOD else status.percent,
-            "updated": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            "state": "interrupted" if waits else "failed" if self.bad else "done",
-            "stage": task.stage,
-            "condition": task.condition,
-            "seed": task.seed,
-            "exit_code": int(self.bad),
-            "eta_s": "",
-            "pid": "",
-            "running_count": 0,
-            "done_count": count("done", 0) + count("smoke", 0),
-            "failed_count": count("failed", 0),
-            "blocked_count": count("blocked", 0),
-            "skipped_count": count("skipped", 0),
-            "undefined_count": count("undefined", 0),
-            "jobs": "",
-            "host": socket.gethostname(),
-            "runner_pid": os.getpid(),
-            "runner_start": 0,
-        }

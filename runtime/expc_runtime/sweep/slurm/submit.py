@@ -32,6 +32,7 @@ from expc_runtime.sweep.slurm.submission import (
     new_folder,
     refuse_queued,
 )
+from expc_runtime.sweep.slurm.told import queued
 
 __all__ = ["submit"]
 
@@ -187,12 +188,14 @@ class _Sender:
             before=str(before or ""),
             after=str(after or ""),
             modules=stock.modules,
+            notify=tuple(self._args.notify or ()),
         )
         submission.write(folder)
         what = "smoke runs first" if after else "Slurm"
         self._say("Submit", f"{layout.experiment}, {what}: {stock}")
         if not stock.arrays:
             return None
+        queued(layout.root, stock.runs)
         try:
             return self._send(folder, stock, submission)
         except BaseException:

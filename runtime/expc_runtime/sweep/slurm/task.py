@@ -7,10 +7,12 @@ from pathlib import Path
 from expc_runtime.errors import CRASH, Preempted, StageError
 from expc_runtime.state.plan import Task
 from expc_runtime.state.records import Status, read_status
+from expc_runtime.state.table import duration
 from expc_runtime.sweep import ends, leash
 from expc_runtime.sweep.book import Attempt, Book
 from expc_runtime.sweep.slurm import queue
 from expc_runtime.sweep.slurm.submission import Job, Submission, declared, digest, read_job
+from expc_runtime.sweep.slurm.told import begun, note
 
 __all__ = ["run"]
 
@@ -45,7 +47,7 @@ def run(folder: Path, array: str, number: int, job: str) -> int:
             by=refusal.by,
         )
         return CRASH
-    return _work(book, declared(work.task), job)
+    return _work(submission, book, declared(work.task), job)
 
 
 def _rehearsed(folder: Path) -> bool:
@@ -86,7 +88,7 @@ def point(book: Book, task: Task, home: str, state: str) -> None:
         book.share(task, home, ends.written(state))
 
 
-def _work(book: Book, task: Task, job: str) -> int:
+def _work(submission: Submission, book: Book, task: Task, job: str) -> int:
     """Attempt after attempt, until it is done, has failed for good, or goes back into the queue."""
     while True:
         try:
@@ -95,12 +97,18 @@ def _work(book: Book, task: Task, job: str) -> int:
             print(f"{task.name}: {error.failure}: {error}", flush=True)
             return error.code
         status, asked = _attempt(book, attempt, job)
+        took = duration(attempt.seconds)
+        facts = {"run": task.run, "stage": task.stage}
         if status.state in ends.GOOD:
+            note(submission, "done", f"{task.name}  {took}", **facts, state=status.state)
             return 0
         if status.state == "interrupted" and not _may_go_on(job, asked):
             return Preempted.code
         following = book.retry(attempt, status)
         if following.delay is None:
+            text = f"{task.name}  {took}  {status.label}: {status.reason}"
+            facts |= {"failure": status.failure, "reason": status.reason}
+            note(submission, "failed", text, **facts)
             return status.code or CRASH
         print(f"{task.name}: {following.text}", flush=True)
         if status.state == "interrupted" and queue.standing(job).requeue:
@@ -114,6 +122,7 @@ def _work(book: Book, task: Task, job: str) -> int:
 
 def _attempt(book: Book, attempt: Attempt, job: str) -> tuple[Status, bool]:
     """One process, and whether Slurm asked it to stop."""
+    begun(book.root, attempt.task, "running")
     ended = leash.run(
         book.command(attempt),
         book.log(attempt),
@@ -122,6 +131,7 @@ def _attempt(book: Book, attempt: Attempt, job: str) -> tuple[Status, bool]:
         grace=float(os.environ.get("EXPC_GRACE", "60")),
     )
     status = book.verdict(attempt, ended.code, stopping=ended.asked, timed_out=ended.timed_out)
+    begun(book.root, attempt.task, "pending")
     reason = f": {status.reason}" if status.reason else ""
     print(f"{attempt.task.name}: {status.label} (exit {ended.code}){reason}", flush=True)
     return status, ended.asked

@@ -12,6 +12,8 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 2 # the project root
 experiment=two_stages
 # shellcheck disable=SC2034
 folder=expected
+# shellcheck disable=SC2034
+notify=(discord EXPC_WEBHOOK failed 'done' end)
 
 # What a job of each stage asks for; time in seconds, requeue for when Slurm takes the node away.
 jobs() {
