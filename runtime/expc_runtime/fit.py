@@ -11,14 +11,14 @@ import os
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from expc_runtime import evidence, norms
+from expc_runtime import devices, evidence, norms
 from expc_runtime.attempt import attempt
 from expc_runtime.checkpoint import LAST, Checkpoint
 from expc_runtime.clocks import EnvSteps, Epochs, Minutes, Updates
@@ -40,7 +40,7 @@ from expc_runtime.learning import Unmoved, faint, pulls
 from expc_runtime.log import Log, Unwritten
 from expc_runtime.measuring import Figures, NormStatistics
 from expc_runtime.memory import Memory
-from expc_runtime.module import Incident, Module
+from expc_runtime.module import Batch, Incident, Module
 from expc_runtime.parts import Origin, fingerprints, load_parts, outputs, parents
 from expc_runtime.progress import progress
 from expc_runtime.provenance import record
@@ -154,6 +154,7 @@ class Training:
     ranks: Ranks
 
     module: Module = field(init=False)
+    device: torch.device = field(init=False)
     figures: Figures = field(init=False)
     handoff: dict[str, dict[str, Any]] = field(init=False)  # what was taken, by part
     warned: list[str] = field(init=False, default_factory=list)
@@ -181,6 +182,10 @@ class Training:
             self._train(device)
             return self._conclude(origin)
         except (MemoryError, RuntimeError) as error:
+            if isinstance(error.__context__, StageError):
+                raise error.__context__ from None  # what Lightning's clean-up then fell over
+            if devices.met(error) and (found := self._strays()):
+                raise BadValue(found) from error
             if not (short := exhausted(error)):
                 raise
             source = source_of(error)
@@ -193,7 +198,7 @@ class Training:
     def _prepare(self) -> tuple[torch.device, dict[str, Any]]:
         """Device, seeds, data, module. Nothing runs yet, so a ValueError is a value that does not fit."""
         try:
-            device = device_of(self.cfg.device, self.ranks)
+            device = self.device = device_of(self.cfg.device, self.ranks)
             origin = self._record(device)
             seed_all(self.cfg.seed)
             self.feed.setup(device, self.cfg.seed)
@@ -208,6 +213,14 @@ class Training:
             return {}
         origin = record(self.stage.folder, file=self.file, program=self.program, device=device)
         return origin | ({"ranks": self.ranks.size} if self.ranks.size > 1 else {})
+
+    def _strays(self) -> str:
+        """What two devices met over; empty if nobody knows."""
+        module: Module | None = getattr(self, "module", None)
+        found = devices.strays(module, self.device) if module is not None else []
+        return (
+            "\n  ".join((f"tensors on two devices met, on {self.device}:", *found)) if found else ""
+        )
 
     def _out_of_memory(self, short: str, source: str) -> OutOfMemory | Leak:
         """Whose fault it is; what was not torn is saved."""
@@ -251,8 +264,9 @@ class Training:
 
     def _make(self, device: torch.device) -> None:
         """The module, with its floors, its drives, and the state of an earlier attempt."""
-        module, feed = self.build(self.cfg).to(device), self.feed
+        module, feed = self.build(self.cfg), self.feed
         self.module = module
+        module.to(device)
         self._take_parts(module)
         self.ranks.same(module.state_dict().values())
         if self.ranks.rank:  # dropout of other rows
@@ -302,6 +316,7 @@ class Training:
         module.watch(self._pulse)
         module.batches_from(feed.origin)
         module.on_diverged(self._leave)
+        module.on_first_batch(self._look_at_devices)
         if "EXPC_FAULTS" in os.environ:
             from expc_runtime import faults
 
@@ -329,6 +344,7 @@ class Training:
             self.began = time.monotonic()
             self.module.wake_at(0.0)
             loop.fit(self.module, train_dataloaders=Chunks(self.module, self.feed, self.total))
+            self.module.to(device)  # Lightning leaves it on the CPU
         self.log.boards = []
         if self.requests.stop and not self.ended:
             raise Preempted(
@@ -444,6 +460,7 @@ class Training:
         """Measure and decide; true if training ends. Also called where the budget cuts an epoch."""
         module = self.module
         module.settle()
+        devices.require_module(module, self.device, "before measuring")
         try:
             if self._stops():
                 raise Stopped
@@ -470,6 +487,13 @@ class Training:
         if self._due(epoch_ended=True) or self.ended:
             self._save()
         return self.ended
+
+    def _look_at_devices(self, batch: Batch) -> None:
+        """Of the first batch; a column elsewhere is a message, not a traceback from inside a layer."""
+        when = "before the first update"
+        devices.require_module(self.module, self.device, when)
+        names: Sequence[str] = getattr(self.feed, "names", ())
+        devices.require_batch(names, batch, self.device, when)
 
     def _look_at_memory(self) -> None:
         """Name what grows while there is memory left."""
@@ -628,6 +652,7 @@ class Training:
             held = self.best.load(first, self.module)
             series, figures = first, dict(held["figures"])
             step, epoch = held["step"], held["epoch"]
+        devices.require_module(self.module, self.device, "at the end, before the last measurement")
         return series, figures | self.figures.test(step, epoch)
 
     def _judge_gate(self) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Memory:
         if before is not None and (more := census - before):
             kind, count = more.most_common(1)[0]
             shape, dtype = kind
-            where = _holder_of([t for t in tensors if (tuple(t.shape), str(t.dtype)) == kind])
+            where = _holder_of(kind, tensors)
             name = dtype.removeprefix("torch.")
             text += f": {count} more tensors {shape} of {name}{f', in {where}' if where else ''}"
         yield "grows", text
@@ -443,9 +443,9 @@ def _census() -> tuple[Counter[tuple[tuple[int, ...], str]], list[Tensor]]:
     return Counter((tuple(t.shape), str(t.dtype)) for t in tensors), tensors
 
 
-def _holder_of(tensors: list[Tensor]) -> str:
-    """The container of most of a few of them, by name where it has one; empty if nobody knows."""
-    some = tensors[-8:]
+def _holder_of(kind: tuple[tuple[int, ...], str], tensors: list[Tensor]) -> str:
+    """The container of most of a few of that shape and dtype; empty if nobody knows."""
+    some = [t for t in tensors if (tuple(t.shape), str(t.dtype)) == kind][-8:]
     found: Counter[str] = Counter()
     for tensor in some:
         for container in gc.get_referrers(tensor):

@@ -128,6 +128,7 @@ class _Live:
         "epoch",
         "flush",
         "gathered",
+        "inspect",
         "keep",
         "origin",
         "portion",
@@ -166,6 +167,7 @@ class _Live:
         self.flush: Callable[[], None] = lambda: None
         self.origin: Callable[[int, Sequence[int]], str] = lambda update, rows: ""
         self.keep: Callable[[Incident], str] = lambda incident: ""
+        self.inspect: Callable[[Batch], None] | None = None
         self.wake = float("inf")
         self.woken: Callable[[], bool] | None = None
 
@@ -389,6 +391,10 @@ class Module(pl.LightningModule):
         """``origin`` says, for people, where the batch of an update came from, or some rows of it."""
         self._live.origin = origin
 
+    def on_first_batch(self, inspect: Callable[[Batch], None]) -> None:
+        """Call ``inspect`` once, before the first update of this process."""
+        self._live.inspect = inspect
+
     def on_diverged(self, keep: Callable[["Incident"], str]) -> None:
         """``keep`` is given an update that went wrong; what it says ends the message."""
         self._live.keep = keep
@@ -407,6 +413,8 @@ class Module(pl.LightningModule):
         live, autocast, log_every = self._live, self._autocast, self.log_every
         update = self.update if self._parts == 1 else self._update_in_parts
         draw = live.draw
+        if live.inspect is not None:
+            chunk = self._inspected(chunk, live.inspect)
         try:
             for batch in chunk:
                 live.before, live.batch = live.batch, batch
@@ -429,6 +437,15 @@ class Module(pl.LightningModule):
             self.trainer.should_stop = True
         except NonFinite as hit:
             self._accuse(hit, live.updates - hit.late)
+
+    def _inspected(
+        self, chunk: Iterable[Batch], inspect: Callable[[Batch], None]
+    ) -> Iterator[Batch]:
+        self._live.inspect = None
+        for k, batch in enumerate(chunk):
+            if not k:
+                inspect(batch)
+            yield batch
 
     def _take_portion(self, rows: int) -> None:
         """Weigh the rows here among the ``rows`` of all ranks."""
@@ -517,12 +534,12 @@ class Module(pl.LightningModule):
             batch, draws, update = live.suspect
         incident = Incident(batch, draws, update, hit.drive, hit.loss)
         error = blame(self, incident, live.origin, live.keep)
-        told = live.ranks.gather((str(error), error.found))
-        for rank, (text, found) in enumerate(told):
-            if found and rank != live.ranks.rank:
-                raise Diverged(f"rank {rank}: {text}") from None
-            if found:
-                break
+        told = live.ranks.gather((str(error), error.found, error.source))
+        guilty = next((rank for rank, (_, found, _) in enumerate(told) if found), live.ranks.rank)
+        if guilty != live.ranks.rank:
+            text, _, source = told[guilty]
+            error = Diverged(f"rank {guilty}: {text}")
+            error.source = source
         raise error from None
 
     def settle(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from expc_runtime import devices
 from expc_runtime.attempt import Attempt, attempt
 from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.evals.accept import Accept
@@ -118,7 +119,7 @@ class _Evaluation:
             began = time.monotonic()
             try:
                 origin, subject = self._prepare()
-                found = self.measure.measure(subject)
+                found = self._measured(subject)
                 verdict = self._judged(found)
             except ValueError as error:
                 raise BadValue(str(error)).with_traceback(error.__traceback__) from error
@@ -139,6 +140,18 @@ class _Evaluation:
         module = load(parent).to(device)
         seed_all(self.cfg.seed)
         return origin, Subject(module, parent, folder, device)
+
+    def _measured(self, subject: Subject) -> Measured:
+        module, device = subject.module, subject.device
+        devices.require_module(module, device, f"stage {self.of}, before it is measured")
+        try:
+            return self.measure.measure(subject)
+        except RuntimeError as error:
+            found = devices.strays(module, device) if devices.met(error) else []
+            if not found:
+                raise
+            told = "\n  ".join((f"tensors on two devices met, on {device}:", *found))
+            raise BadValue(told) from error
 
     def _judged(self, found: Measured) -> dict[str, Any]:
         """What the result says of acceptance; nothing of a smoke run, whose figures mean nothing."""
