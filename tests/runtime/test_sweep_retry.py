@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -236,7 +238,7 @@ def test_half_halves_what_is_in_force_until_it_fits_or_the_tries_are_spent(
     # Somebody asks once more: it goes on where it was, says so, and may be tried as often again.
     code, out = project.sweep()
     assert code == 0
-    assert "goes on with microbatch=0.5 (was 1.0), after a retry" in out
+    assert out.count("goes on with microbatch=0.5 (was 1.0), after a retry") == 1
     assert "again with microbatch=0.25 (was 0.5)" in out
     assert project.result("seed=0/read").changed == {"microbatch": 0.25}
     assert "read: microbatch=0.25 (was 1.0) in seed=0" in out
@@ -367,6 +369,57 @@ def test_a_faulty_policy_is_refused_before_anything_runs(
     code, out = project.sweep()
     assert code == 2 and message in out
     assert not project.stage("seed=0").exists()
+
+
+def test_people_are_told_what_failed_for_good_and_how_it_ended(project: Project) -> None:
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        project.plan(
+            "run a 0; stage read stage.py -- --do bad",
+            "run b 0; stage read stage.py -- --do diverge --seed 1",
+        )
+        project.policy("retry read diverged -- --precision 32")
+        file = project.folder / "sweep.sh"
+        notify = "notify=(plain FAKE_WEBHOOK failed end)"
+        file.write_text(file.read_text().replace("policy()", f"{notify}\npolicy()"))
+        code, out = project.sweep(FAKE_WEBHOOK=f"http://127.0.0.1:{server.server_port}/secret")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert code == 1
+    assert [(each["event"], each.get("run")) for each in told] == [
+        ("failed", "a,seed=0"),
+        ("end", None),
+    ]
+    assert told[0]["failure"] == "crash" and "no such column: digit" in told[0]["text"]
+    assert (told[1]["done"], told[1]["failed"], told[1]["state"]) == (1, 1, "failed")
+    assert "secret" not in out
+
+
+def test_a_signal_that_asks_where_things_stand_hurts_nobody(project: Project) -> None:
+    project.plan("run '' 0; stage read stage.py -- --do slow")
+    process = project.start()
+    running = project.stage("seed=0/read") / "began-0"
+    sweeps.wait_for(running.exists, "running stage")
+    os.killpg(process.pid, signal.SIGUSR1)  # the clerk hears it too
+    log = project.root / "runs/fake/sweep.log"
+    sweeps.wait_for(lambda: "Status  0 of 1 settled" in log.read_text(), "status line")
+    assert "seed=0/read (1/1)  step 3 of 100" in log.read_text()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 143 and project.status("seed=0/read").state == "interrupted"
 
 
 def test_an_edit_that_is_taken_back_loses_no_result(project: Project) -> None:

@@ -25,7 +25,7 @@ How a stage uses it (`expc_runtime.fit` does)::
 A sibling's product (``stage:read``) is in ``sibling(out, "read")``, since a stage shared by several
 runs is kept by one of them. Leaving the block without one of these marks the stage failed(crash) with
 the exception's text. A folder that holds another key is renamed aside to ``<stage>.was-<key>`` before a
-fresh start.
+fresh start, and taken back when that key is wanted again.
 """
 
 from expc_runtime.state.claim import Claim, claim

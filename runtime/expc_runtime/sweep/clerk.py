@@ -61,11 +61,12 @@ class _Process:
 
 
 class _Later(NamedTuple):
-    """A stage that is tried again at ``due`` of the monotonic clock, rather not on ``avoid``."""
+    """A stage whose turn is at ``due`` of the monotonic clock; tried ``again``, rather not on ``avoid``."""
 
     due: float
     task: Task
-    avoid: Slot | None
+    avoid: Slot | None = None
+    again: bool = False
 
 
 @dataclass
@@ -367,13 +368,13 @@ class Clerk:
             return due
         for place, task in enumerate(self._waiting):
             if not self._early(task):
-                return _Later(now, self._waiting.pop(place), None)
+                return _Later(now, self._waiting.pop(place))
         while len(self._waiting) < _AHEAD + self._slots.jobs:
             following = next(self._tasks, None)
             if following is None:
                 return None
             if not self._early(following):
-                return _Later(now, following, None)
+                return _Later(now, following)
             self._waiting.append(following)
         return None
 
@@ -398,7 +399,7 @@ class Clerk:
         elif self._book.kept(task):
             self._settle(task, "failed")
         elif not self._hindered(task):
-            return self._launch(task, turn.avoid)
+            return self._launch(turn)
         return True
 
     def _proof(self, task: Task) -> Result | None:
@@ -451,8 +452,9 @@ class Clerk:
         name = written(state)
         self._counts[name] = self._counts.get(name, 0) + 1
 
-    def _launch(self, task: Task, avoid: Slot | None) -> bool:
-        slots = self._slots.take(self._wanted(task), avoid)
+    def _launch(self, turn: _Later) -> bool:
+        task = turn.task
+        slots = self._slots.take(self._wanted(task), turn.avoid)
         if slots is None:
             return False
         try:
@@ -462,7 +464,7 @@ class Clerk:
             self._pace.expect(task.stage, -1)
             if isinstance(error, DiskFull):
                 self._no_room(str(error))
-                self._queue(task, _ROOM, avoid)
+                self._queue(task, _ROOM, turn.avoid)
                 return True
             self._line("Failed", f"{self._where(task)}: {error.failure}: {error}")
             self._settle(task, "failed")
@@ -472,7 +474,7 @@ class Clerk:
             self._line("Aside", f"{self._where(task)} {aside}")
         if attempt.back:
             self._line("Back", f"{self._where(task)} goes on from what lay in {attempt.back.name}")
-        if attempt.told:
+        if attempt.told and not turn.again:  # else it has just been said
             self._line("Changed", f"{self._where(task)} goes on with {attempt.told}, after a retry")
         self._launched += 1
         deadline = attempt.clock + (task.policy.timeout or _NEVER)
@@ -552,7 +554,7 @@ class Clerk:
 
     def _queue(self, task: Task, delay: float, avoid: Slot | None) -> None:
         self._pace.expect(task.stage)
-        self._later.append(_Later(time.monotonic() + delay, task, avoid))
+        self._later.append(_Later(time.monotonic() + delay, task, avoid, again=True))
 
     def _take_out(self, trip: Trip) -> None:
         """A slot is sick: what failed there is run again elsewhere."""

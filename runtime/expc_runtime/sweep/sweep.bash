@@ -97,7 +97,7 @@ serve() {
 
   # One pass over the plan for the smoke runs, two to run it, one for the table.
   coproc CLERK {
-    trap '' INT TERM HUP
+    trap '' INT TERM HUP USR1
     exec "${clerk[@]}" 3>&"$console" 4< <(plan) 5< <(plan) 6< <(plan) 7< <(plan)
   }
   # shellcheck disable=SC2153  # coproc sets it
