@@ -1,7 +1,8 @@
 """What every test may ask for."""
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,3 +13,20 @@ def as_in_a_terminal() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str, bool, str], None]:
+    """``need("slurm", there, why)``: skip where something big is not installed.
+
+    EXPC_TESTS_NEED="slurm ray chromium" names what must be there: without it a test fails.
+    """
+
+    def need(name: str, there: bool, why: str) -> None:
+        if there:
+            return
+        if name in os.environ.get("EXPC_TESTS_NEED", "").split():
+            pytest.fail(f"EXPC_TESTS_NEED names {name}, but {why}")
+        pytest.skip(why)
+
+    return need

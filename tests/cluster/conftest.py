@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def main(cfg):
         return MissingInput.code
     changed = {name: getattr(cfg, name) for name in planned(asdict(cfg))}
     key = identity(PROGRAM, asdict(cfg), parents)
-    with claim(out, key, program=PROGRAM, module=__file__, changed=changed) as stage:
+    with claim(out, key, program=PROGRAM, module="generated/fake/stage.py", changed=changed) as stage:
         (out / "checkpoints").mkdir(exist_ok=True)
         asked = []
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,6 +123,7 @@ class Project:
             "PYTHONPATH": str(RUNTIME.parent),
             "EXPC_LAUNCHER": "0",
             "EXPC_GRACE": "20",
+            "RAY_USAGE_STATS_ENABLED": "0",
             **env,
         }
         self.begun: list[subprocess.Popen[str]] = []
@@ -256,6 +258,17 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
     yield slurm_cluster
     slurm_cluster.call("scancel", "--user", str(os.getuid()))
     wait_for(lambda: not slurm_cluster.call("squeue", "-h"), "empty queue")
+
+
+@pytest.fixture
+def ray(need: Callable[[str, bool, str], None]) -> None:
+    need("ray", find_spec("ray") is not None, "expc[ray] is not installed")
+
+
+@pytest.fixture(scope="session")
+def project_at() -> Callable[[Path], Project]:
+    """Makes a project for this machine alone."""
+    return lambda root: Project(root, {})
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from shutil import which
 
 import click
 
@@ -10,6 +11,16 @@ import click
 def runtime() -> None:
     """Raises `click.UsageError` when torch and Lightning are not installed. They are looked for, not imported."""
     _installed("runtime", "torch", "pytorch_lightning", "torchmetrics")
+
+
+def cluster(backend: str) -> None:
+    """Raises `click.UsageError` when what `slurm` or `ray` needs is not on this machine."""
+    if backend == "ray":
+        _installed("ray", "ray")
+    elif which("sbatch") is None:
+        raise click.UsageError(
+            "This needs Slurm's `sbatch`, which is not on this machine: submit from a login node."
+        )
 
 
 def scaffold() -> None:

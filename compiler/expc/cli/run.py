@@ -1,4 +1,4 @@
-"""`expc run`: the generated `sweep.sh`, as it stands."""
+"""`expc run`: a generated `sweep.sh`, `slurm.sh` or `ray.sh`, as it stands."""
 
 from __future__ import annotations
 
@@ -22,22 +22,59 @@ import click
     help="Two updates of each run, in a folder of their own; or none of any. If neither is said, every module that has "
     "never run makes two updates before the first run starts.",
 )
-def command(what: Path, only: str | None, jobs: int | None, smoke: bool | None) -> int:
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "slurm", "ray"]),
+    default="local",
+    show_default=True,
+    help="This machine, or a cluster that the spec declares.",
+)
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="With Slurm: wait for the last job, and exit as a local sweep does.",
+)
+def command(
+    what: Path, only: str | None, jobs: int | None, smoke: bool | None, backend: str, wait: bool
+) -> int:
     """Run the sweep of a generated FOLDER, or compile SPEC and run that.
 
-    This is FOLDER/sweep.sh and nothing else; the command is printed. What a result.json proves
-    done is not run again. Exits with 0 when all is done, 1 if anything failed or was blocked.
+    This is FOLDER/sweep.sh (slurm.sh, ray.sh) and nothing else; the command is printed. What a
+    result.json proves done is not run again. Exits with 0 when all is done, 1 if anything failed or
+    was blocked; with Slurm, unless it is to wait, with 0 when all is in the queue.
     """
-    from expc.cli.needs import runtime
+    from expc.cli.needs import cluster, runtime
 
     runtime()
+    if wait and backend != "slurm":
+        raise click.UsageError("`--wait` is for `--backend slurm`; the others wait anyway.")
+    if backend != "local":
+        cluster(backend)
     folder = _compiled(what) if what.suffix in (".yaml", ".yml") else _folder(what)
     if folder is None:
         return 1
+    script = folder / _SCRIPTS[backend]
+    if not script.is_file():
+        raise click.UsageError(_undeclared(folder, backend))
     words = ["--only", only] if only else []
     words += ["--jobs", str(jobs)] if jobs else []
     words += [] if smoke is None else ["--smoke" if smoke else "--no-smoke"]
-    return _become([str(folder / "sweep.sh"), *words])
+    words += ["--wait"] if wait else []
+    return _become([str(script), *words])
+
+
+_SCRIPTS = {"local": "sweep.sh", "slurm": "slurm.sh", "ray": "ray.sh"}
+
+
+def _undeclared(folder: Path, backend: str) -> str:
+    from expc.cli.project import generated
+
+    spec = _relative(generated(folder).spec)
+    return (
+        f"`{folder}` has no {_SCRIPTS[backend]}: its spec declares no {backend.capitalize()}. "
+        f"Add `run: {{{backend}: {{}}}}` to {spec} and compile it: "
+        f"expc compile {shlex.quote(str(spec))}"
+    )
 
 
 def _compiled(spec: Path) -> Path | None:

@@ -133,7 +133,7 @@ def _cluster(address: str) -> Iterator[str]:
         BadValue: nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    where = address or os.environ.get("RAY_ADDRESS", "")
+    where = os.environ.get("RAY_ADDRESS") or address
     options: dict[str, Any] = {"address": where or "local", "log_to_driver": False}
     options |= {} if where else {"include_dashboard": False}
     try:
