@@ -45,6 +45,7 @@ class Config(Run):
     # training
     precision: str = "bf16-mixed"
     clip: float = 1.0
+    microbatch: float = 1.0
     # until
     at_least: float = 0.85
     budget_epochs: int = 10
@@ -124,6 +125,7 @@ def main(cfg: Config) -> int:
         ),
         precision=cfg.precision,
         monitor={"best": "val/f1"},
+        microbatch=cfg.microbatch,
         init={"backbone": "stage:reachable"},
         file=__file__,
         program=PROGRAM,

@@ -48,6 +48,7 @@ class Config(Run):
     # training
     precision: str = "bf16-mixed"
     clip: float = 1.0
+    microbatch: float = 1.0
     # until
     epochs: int = 10
 
@@ -132,6 +133,7 @@ def main(cfg: Config) -> int:
         until=Until(Epochs(cfg.epochs)),
         precision=cfg.precision,
         monitor={"policy": "val/policy", "value": "val/value"},
+        microbatch=cfg.microbatch,
         norm_statistics="reestimated",
         file=__file__,
         program=PROGRAM,

@@ -46,6 +46,7 @@ class Config(Run):
     # training
     precision: str = "bf16-mixed"
     clip: float = 1.0
+    microbatch: float = 1.0
     # until
     epochs: int = 10
 
@@ -130,6 +131,7 @@ def main(cfg: Config) -> int:
         until=Until(Epochs(cfg.epochs)),
         precision=cfg.precision,
         monitor={"policy": "val/policy", "value": "val/value"},
+        microbatch=cfg.microbatch,
         init={"backbone": "stage:legal/best_best"},
         file=__file__,
         program=PROGRAM,

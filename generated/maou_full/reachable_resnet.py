@@ -44,6 +44,7 @@ class Config(Run):
     warmup_epochs: int = 2
     # training
     clip: float = 1.0
+    microbatch: float = 1.0
     # until
     at_least: float = 0.99
     budget_epochs: int = 60
@@ -115,6 +116,7 @@ def main(cfg: Config) -> int:
         until=Until(
             Epochs(cfg.budget_epochs), Gate("train/f1", at_least=cfg.at_least, otherwise="fail")
         ),
+        microbatch=cfg.microbatch,
         norm_statistics="reestimated",
         file=__file__,
         program=PROGRAM,

@@ -13,6 +13,25 @@ experiment=maou_full
 # shellcheck disable=SC2034
 folder=generated/maou_full
 seeds=(0 1 2)
+# shellcheck disable=SC2034
+notify=(discord EXPC_WEBHOOK failed end)
+
+policy() {
+  limit reachable --timeout 21600
+  retry reachable oom --times 2 -- --microbatch half
+  retry reachable killed --times 2 --delay 60
+  retry reachable timed_out --times 3
+  limit legal --timeout 21600
+  retry legal diverged --times 1 -- --precision 32
+  retry legal oom --times 2 -- --microbatch half
+  retry legal killed --times 2 --delay 60
+  retry legal timed_out --times 3
+  limit policy_value --timeout 21600
+  retry policy_value diverged --times 1 -- --precision 32
+  retry policy_value oom --times 2 -- --microbatch half
+  retry policy_value killed --times 2 --delay 60
+  retry policy_value timed_out --times 3
+}
 
 runs() {
   local seed

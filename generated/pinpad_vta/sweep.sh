@@ -13,6 +13,17 @@ experiment=pinpad_vta
 # shellcheck disable=SC2034
 folder=generated/pinpad_vta
 seeds=(0 1 2)
+# shellcheck disable=SC2034
+notify=(discord EXPC_WEBHOOK failed end)
+
+policy() {
+  limit train --timeout 28800
+  retry train killed --times 2 --delay 60
+  retry train timed_out --times 2
+  limit boundaries --timeout 3600
+  retry boundaries killed --times 2 --delay 60
+  retry boundaries timed_out --times 2
+}
 
 runs() {
   local seed

@@ -96,6 +96,10 @@ FAULTS = {
     "an unknown clock": (("stages", "read", "until"), {"epoch": 3}),
     "no heads": (("stages", "read", "heads"), {}),
     "another version": (("expc",), 2),
+    "an unknown key of the runs": (("run",), {"timeuot": {"hours": 4}}),
+    "an unknown class of failure": (("run",), {"retry": {"divergd": {"times": 1}}}),
+    "another form of notice": (("run",), {"notify": {"webhook": "X", "form": "mail"}}),
+    "a share of a batch beyond it": (("stages", "read", "microbatch"), 2.0),
 }
 
 

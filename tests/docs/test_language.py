@@ -7,6 +7,7 @@ import yaml
 from expc.kinds import KINDS
 from expc.lint.check import check
 from expc.lint.core import Rule
+from expc.spec import Ray, Run, Slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = """\
@@ -52,6 +53,19 @@ def test_the_world_shown_has_every_key_and_lints(tmp_path: Path) -> None:
         f for f in check(spec, tmp_path).findings if Rule.registry[f.code].severity == "error"
     ]
     assert [f.message for f in errors] == []
+
+
+def test_the_run_shown_has_every_key_and_lints(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "language.md").read_text(encoding="utf-8")
+    shown = next(block for block in page.split("```yaml\n") if block.startswith("run:"))
+    run = shown.split("```")[0]
+    held = yaml.safe_load(run)["run"]
+    assert set(held) == set(Run.model_fields)
+    assert set(held["slurm"]) == set(Slurm.model_fields)
+    assert set(held["ray"]) == set(Ray.model_fields)
+    spec = tmp_path / "shown.yaml"
+    spec.write_text(FIRST + "    precision: bf16-mixed\n" + run)
+    assert [f.message for f in check(spec, tmp_path).findings] == []
 
 
 BOARDS = """\

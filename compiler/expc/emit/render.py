@@ -58,8 +58,7 @@ def render(experiment: Experiment, plan: Plan, folder: str) -> Rendered:
     script = shell_file(plan, folder)
     for name in ("sweep", "monitor"):
         files[f"{name}.sh"] = _shell(name).render(s=script)
-    there = _environment().list_templates()
-    for backend in (each for each in plan.backends if f"{each.name}.sh.j2" in there):
+    for backend in plan.backends:
         files[f"{backend.name}.sh"] = _shell(backend.name).render(s=script, c=cluster_file(backend))
     files["README.md"] = _readme().render(r=_readme_text(plan, folder))
     return Rendered(files, _lock(plan, files, maps))

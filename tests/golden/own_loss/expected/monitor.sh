@@ -45,7 +45,7 @@ look() {
   local text
   said=()
   { exec {lines}<"$file"; } 2>/dev/null || return 1
-  while IFS= read -r text <&"$lines"; do
+  while IFS= read -r text <&"$lines" || [[ -n $text ]]; do
     text=${text//[[:cntrl:]]/}
     [[ $text != [a-z]*=* ]] || said[${text%%=*}]=${text#*=}
   done
@@ -104,7 +104,12 @@ gone() {
   fi
 }
 
-columns() { tput cols 2>/dev/null || echo "${COLUMNS:-80}"; }
+exec {screen}>&1
+columns() { # of the terminal; $() has none
+  local size
+  size=$(stty size <&"$screen" 2>/dev/null) || size='0 0'
+  ((${size#* } > 0)) && echo "${size#* }" || echo "${COLUMNS:-80}"
+}
 
 wide=0 last=''
 say() { # TEXT; renewed in place on a terminal, else a line whenever it changes
