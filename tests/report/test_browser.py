@@ -25,12 +25,11 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def chromium(need: Callable[[str, bool, str], None]) -> Iterator[Any]:
     """A headless browser that keeps a log of its console and of what it asks for."""
-    if importlib.util.find_spec("selenium") is None:
-        pytest.skip("selenium is not installed")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
+    selenium = importlib.util.find_spec("selenium") is not None
+    need("chromium", selenium, "selenium is not installed")
+    need("chromium", bool(CHROMIUM and DRIVER), "chromium and chromedriver are not installed")
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 

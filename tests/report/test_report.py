@@ -81,7 +81,7 @@ def test_best_is_marked_beyond_the_spread_and_nowhere_else(project, report: Repo
         project.done(project.task("0.003", seed), 0.95 + 0.01 * seed)
     page = Page(report())
     marked = [text for a, text in page.all("td") if "best" in str(a.get("class", "")).split()]
-    assert [text.split()[1] for text in marked] == ["0.960", "0.120"]  # accuracy up, loss down
+    assert [text.split()[0] for text in marked] == ["0.960", "0.120"]  # accuracy up, loss down
     assert "√(s₁² + s₂²)" in " ".join(page.texts("p"))
 
 
@@ -138,7 +138,7 @@ def test_an_answer_stands_at_the_top(project, report: Report) -> None:
         project.done(project.task("0.001", seed), extra={"accept": accept}, gate=gate)
     verdicts = [t for a, t in Page(report()).all("li") if a.get("class") in ("yes", "no", "open")]
     assert verdicts == [
-        "✓read: accepted in 1 of 1 conditions: lr=0.001val/accuracy > 0.9, in 2 seeds or more",
+        "✓read: accepted in 1 of 1 judged conditions: lr=0.001; without an answer: lr=0.003, lr=0.01, lr=0.03val/accuracy > 0.9, in 2 seeds or more",
         "✕read: gate met by 2 of 3 runs; 9 not there yetgate not met · achieved: 0.4",
     ]
 

@@ -22,7 +22,6 @@ from expc.report.figures import Condition, Figure
 from expc.report.gather import Experiment, Run
 from expc.report.svg import HUES, chart, number, strip
 from expc.report.text import Cleaner
-from expc_runtime.state.records import STATES
 from expc_runtime.state.table import duration, tally
 
 __all__ = ["Page", "page", "render"]
@@ -31,6 +30,17 @@ _GLYPHS = {
     "pending": "○", "running": "▶", "done": "●", "smoke": "◌", "failed": "✕", "blocked": "◆",
     "skipped": "–", "undefined": "?", "interrupted": "‖",
 }  # fmt: skip
+_BAR = (
+    "done",
+    "smoke",
+    "running",
+    "failed",
+    "blocked",
+    "undefined",
+    "interrupted",
+    "skipped",
+    "pending",
+)
 _CHARTS, _MORE_CHARTS = 6, 30  # that are open, and that can be opened
 _FEW = 12  # pictures that are not folded
 _LARGE = 1e6  # from which a mean is told as a power of ten
@@ -85,6 +95,11 @@ class Cell:
     best: str = ""
     strip: Markup | str = ""
     glyph: str = ""
+
+    @property
+    def foot(self) -> str:
+        """Whether anything stands below the figure."""
+        return self.floor or self.best
 
 
 @dataclass(frozen=True)
@@ -252,7 +267,8 @@ def _facts(experiment: Experiment, runs: Sequence[Run]) -> Iterator[Fact]:
     stages = f"{len(runs):,} stages" if len(runs) != 1 else "1 stage"
     yield Fact("Runs", f"{names:,}", stages)
     spent = sum(run.device_seconds for run in runs)
-    yield Fact("Compute", duration(spent), f"{number(spent / 3600, 3)} device-hours")
+    hours = f"{number(spent / 3600, 3)}" if spent >= 36 else "under 0.01"
+    yield Fact("Compute", duration(spent), f"{hours} device-hours")
     if experiment.began:
         day, clock = _when(experiment.began).split()
         last = _when(max(experiment.began, experiment.ended)).removeprefix(f"{day} ")
@@ -280,7 +296,7 @@ def _states(runs: Sequence[Run]) -> Iterator[Count]:
     counts: dict[str, int] = {}
     for run in runs:
         counts[run.status.state] = counts.get(run.status.state, 0) + 1
-    for state in sorted(counts, key=lambda each: list(STATES).index(each)):  # type: ignore[arg-type]
+    for state in sorted(counts, key=_BAR.index):
         yield Count(state, _GLYPHS[state], state, counts[state])
 
 
@@ -304,11 +320,14 @@ def _accepted(stage: str, conditions: Sequence[Condition]) -> Iterator[Verdict]:
     wanted = (
         f"{bounds}, in {said.get('seeds', 1)} seeds or more" if said.get("seeds", 1) > 1 else bounds
     )
-    text = f"accepted in {len(yes)} of {len(judged)} conditions"
+    text = f"accepted in {len(yes)} of {len(judged)} judged conditions"
     if yes:
         text += f": {_listed([c.name or 'the one there is' for c in yes])}"
     if still:
         text += f"; open in {len(still)}"
+    unjudged = [c for c in conditions if c not in judged and set(c.states()) != {"skipped"}]
+    if unjudged:
+        text += f"; without an answer: {_listed([c.name for c in unjudged])}"
     answer = "yes" if yes else "open" if still else "no"
     yield Verdict(answer, _MARKS[answer], stage, text, wanted)
 
