@@ -2,7 +2,7 @@
 
 Save: temp file in the same folder -> write -> fsync -> verify (zip CRC of every record, then names,
 shapes and dtypes read back) -> `os.replace` -> fsync of the folder -> pointer last -> only then is
-the oldest generation deleted. Load: newest first, verified before use; one that fails is said aloud
+the oldest generation deleted. Reading back and syncing go on beside the writing. Load: newest first, verified before use; one that fails is said aloud
 and the one before it is taken.
 
 A generation is one file, ``<series>-<number>-step<step>.pt``; its series is ``last`` or a tag such
@@ -10,6 +10,7 @@ as ``best``. The number grows with every save, so a run that fell back and went 
 ``<series>.json`` describes the newest one for people and shells; loading does not depend on it.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -17,21 +18,24 @@ import os
 import pickle
 import re
 import shutil
-import threading
+import struct
 import time
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from expc_runtime.clocks import Epochs, Minutes, Updates
+from expc_runtime.durable import LARGE, Durable, Piece, crc32
 from expc_runtime.errors import NO_SPACE, DiskFull, Diverged, MissingInput
 from expc_runtime.state.files import sync
 
@@ -40,9 +44,16 @@ __all__ = ["LAST", "Checkpoint", "Manifest", "Sealed", "Store", "load_weights", 
 State = dict[str, Any]
 
 LAST = "last"  # the series of what a run goes on from
+DIVERGED = "diverged"  # what is left of an update that met a value that is not finite
+EVIDENCE = 2  # of these are kept
 _log = logging.getLogger(__name__)
 _GENERATION = re.compile(r"(?P<series>[A-Za-z]\w*)-(?P<number>\d+)-step(?P<step>\d+)\.pt")
 _DOS_FOLDER = 0x10  # torch gives memory that nobody wrote for a record with this attribute
+_HEADER = struct.Struct("<26sHH")  # of a zip record; then its name and padding, of these lengths
+_ENTRY = struct.Struct("<28sHHH12x")  # of it in the directory: name, padding and comment follow
+_CRC = struct.Struct("<I")
+_BEHIND, _IN_DIRECTORY = 4, 16  # where the CRC is in a record's description, and in its entry
+_DESCRIBED = 0x08  # a record with a description behind it
 _COMPILED = "_orig_mod."  # what torch.compile puts into the names of a wrapped module
 
 
@@ -197,6 +208,54 @@ class Store:
             self._point(manifest, sha256=sealed.sha256)
         return sealed
 
+    def leave(self, state: State, *, step: int) -> Path:
+        """Write ``diverged-<step>.pt``, proved as a generation is; NaN may be in it.
+
+        No run goes on from it. The newest `EVIDENCE` of them are kept. Raises DiskFull, TypeError.
+        """
+        state = clean_keys(state)
+        tensors = dict(_tensors(state))
+        path = self.folder / f"{DIVERGED}-{step}.pt"
+        with _disk_full(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clear()
+            self._require_space(tensors)
+            manifest = Manifest(
+                file=path.name,
+                series=DIVERGED,
+                number=0,
+                step=step,
+                tensors=len(tensors),
+                values=sum(t.numel() for t in tensors.values()),
+                saved=datetime.now(UTC).isoformat(timespec="seconds"),
+                torch=str(torch.__version__),
+            )
+            with self._temporary(path.name) as temp:
+                _write(temp, {"manifest": asdict(manifest), "state": state}, tensors)
+                os.replace(temp, path)
+            sync(self.folder)
+        for old in self._left()[EVIDENCE:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def left(self, step: int | None = None) -> tuple[State, Manifest] | None:
+        """What `leave` wrote last, or at ``step``; None if nothing is there.
+
+        Raises MissingInput if it cannot be read.
+        """
+        for path in self._left():
+            if step is None or path.name == f"{DIVERGED}-{step}.pt":
+                try:
+                    return _read(path)
+                except _NotWhole as fault:
+                    raise MissingInput(f"{path} cannot be read: {fault}") from fault
+        return None
+
+    def _left(self) -> list[Path]:
+        """Newest first."""
+        found = self.folder.glob(f"{DIVERGED}-*.pt")
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
     def _generations(self, series: str) -> list[_Generation]:
         """Newest first."""
         found = []
@@ -305,24 +364,59 @@ def clean_keys(state: State) -> State:
     return cleaned
 
 
-def fault_of(path: Path) -> str | None:
-    """Why the file is not a whole checkpoint, by the CRC of every record; None if it is."""
+def fault_of(path: Path, sums: Mapping[Piece, int] | None = None) -> str | None:
+    """Why the file is not a whole checkpoint, by the CRC of every record; None if it is.
+
+    ``sums`` are those of pieces of the file that have just been read.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            record = _bad_record(archive, file, entries, sums or {})
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  damage has as many names as zipfile has exceptions
         return _first_line(error)
     if record is not None:
-        return f"bad CRC in {record}"
+        return f"bad CRC or size in {record}"
     for entry in entries:
         if entry.external_attr & _DOS_FOLDER:
             return f"{entry.filename} is marked as a folder"
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
         return "no data.pkl in it"
     return None
+
+
+def _bad_record(
+    archive: zipfile.ZipFile,
+    file: BinaryIO,
+    entries: Iterable[zipfile.ZipInfo],
+    sums: Mapping[Piece, int],
+) -> str | None:
+    """The name of a record whose bytes do not have its CRC, or not its size."""
+    large: dict[Piece, zipfile.ZipInfo] = {}
+    for entry in entries:
+        with archive.open(entry) as record:  # compares its two headers
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            if stored and entry.compress_size != entry.file_size:
+                return entry.filename
+            if stored and entry.file_size >= LARGE:
+                large[_data(file, entry)] = entry
+            else:
+                record.read()
+    unread = [piece for piece in large if piece not in sums]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        read = zip(unread, pool.map(lambda piece: crc32(file.fileno(), piece), unread), strict=True)
+        found = dict(sums) | dict(read)
+    bad = (entry.filename for piece, entry in large.items() if found[piece] != entry.CRC)
+    return next(bad, None)
+
+
+def _data(file: BinaryIO | Durable, entry: zipfile.ZipInfo) -> Piece:
+    """Where the bytes of a stored record are: behind its header, a name and padding."""
+    header = os.pread(file.fileno(), _HEADER.size, entry.header_offset)
+    _, name, padding = _HEADER.unpack(header)
+    return entry.header_offset + _HEADER.size + name + padding, entry.file_size
 
 
 def _read(path: Path) -> tuple[State, Manifest]:
@@ -345,18 +439,53 @@ class _NotWhole(Exception):
 
 def _write(path: Path, held: State, tensors: Mapping[str, Tensor]) -> None:
     """Stream to the file, fsync it, and prove by reading that it says what memory says."""
-    with path.open("wb") as file:
+    with Durable(path) as file:
         try:
-            torch.save(held, file)
+            with _no_crc():
+                torch.save(held, file)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise _cannot_hold(error) from error
-        file.flush()
-        with _fsync_beside(file.fileno()):  # we read the page cache while the disk writes it
-            _prove(path, tensors)
+        except RuntimeError as error:
+            # torch ends its file whatever happened, and then says where it expected to be.
+            raise error.__context__ or error from None
+        _fill_in_crc(file)
+        file.sync()
+        _prove(path, tensors, file.sums)
+        file.synced()
 
 
-def _prove(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    if (fault := fault_of(path)) is not None:
+@contextmanager
+def _no_crc() -> Iterator[None]:
+    """torch sums a record before it writes it; here it is summed once, as it reads back."""
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
+
+
+def _fill_in_crc(file: Durable) -> None:
+    """Put the CRC of each record behind it and into the directory, where torch left zeros."""
+    with zipfile.ZipFile(file) as archive:
+        entries, at = archive.infolist(), archive.start_dir
+    for entry in entries:
+        piece = offset, size = _data(file, entry)
+        crc = _CRC.pack(file.sums.get(piece) or crc32(file.fileno(), piece))
+        if entry.flag_bits & _DESCRIBED:  # an empty record is not
+            _put(file, offset + size + _BEHIND, crc)
+        _put(file, at + _IN_DIRECTORY, crc)
+        *_, name, padding, comment = _ENTRY.unpack(os.pread(file.fileno(), _ENTRY.size, at))
+        at += _ENTRY.size + name + padding + comment
+
+
+def _put(file: Durable, offset: int, data: bytes) -> None:
+    if os.pwrite(file.fileno(), data, offset) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+
+
+def _prove(path: Path, tensors: Mapping[str, Tensor], sums: Mapping[Piece, int]) -> None:
+    if (fault := fault_of(path, sums)) is not None:
         raise OSError(f"{path}: written, but {fault} when read back")
     try:
         back = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["state"]
@@ -375,27 +504,6 @@ def _cannot_hold(error: Exception) -> TypeError:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@contextmanager
-def _fsync_beside(descriptor: int) -> Iterator[None]:
-    """fsync in a thread while the body runs; leaves when both are done."""
-    failed: list[OSError] = []
-
-    def sync() -> None:
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=sync, name="checkpoint-fsync")
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    if failed:
-        raise failed[0]
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:

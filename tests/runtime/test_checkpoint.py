@@ -11,10 +11,13 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -309,6 +312,68 @@ def test_no_flipped_bit_changes_what_is_loaded(tmp_path: Path) -> None:
             assert torch.equal(state["model"]["w"], torch.arange(64.0))
             assert state["epoch"] == 2
     assert found > 50
+
+
+def test_a_file_is_a_zip_as_others_read_them(tmp_path: Path) -> None:
+    """CRCs are ours, not torch's: `unzip -t` and a plain `torch.load` find nothing to say."""
+    state = {"w": torch.randn(400_000), "b": torch.randn(3), "none": torch.empty(0), "n": 7}
+    path = Store(tmp_path).save(state, step=1)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        data = path.read_bytes()
+        for entry in archive.infolist():
+            header = struct.unpack("<4sHHHHHIIIHH", data[entry.header_offset :][:30])
+            assert header[2] == entry.flag_bits
+            end = entry.header_offset + 30 + header[-2] + header[-1] + entry.file_size
+            if entry.file_size:
+                described = b"PK\x07\x08" + struct.pack("<I", zlib.crc32(archive.read(entry)))
+                assert data[end : end + 8] == described
+    assert torch.serialization.get_crc32_options()
+    assert torch.equal(torch.load(path, weights_only=True)["state"]["w"], state["w"])
+
+
+def test_a_flipped_bit_of_a_large_tensor_is_found(tmp_path: Path) -> None:
+    path = Store(tmp_path).save({"w": torch.arange(400_000.0)}, step=1)
+    good = path.read_bytes()
+    header = good.index(b"archive/data/0") - 30
+    data = good.index(torch.arange(400_000.0).numpy().tobytes())
+    entry = good.rindex(b"PK\x01\x02", 0, good.rindex(b"archive/data/0"))
+    draw = random.Random(0)
+    # Its bytes; in its header the lengths that lead to them; in the directory CRC, sizes and place.
+    places = [8 * data + draw.randrange(8 * 1_600_000) for _ in range(40)]
+    places += range(8 * (header + 26), 8 * (header + 30))
+    places += [
+        *range(8 * (entry + 16), 8 * (entry + 28)),
+        *range(8 * (entry + 42), 8 * (entry + 46)),
+    ]
+    for place in places:
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        path.write_bytes(bad)
+        assert fault_of(path) is not None, place
+    path.write_bytes(good)
+    assert fault_of(path) is None
+
+
+def test_what_does_not_read_back_is_never_a_generation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that takes everything and keeps something else."""
+    store = Store(tmp_path)
+    store.save(weights(1), step=1)
+    before = sorted(os.listdir(tmp_path))
+    honest = os.preadv
+
+    def other(descriptor: int, buffers: "list[bytearray]", offset: int) -> int:
+        count = honest(descriptor, buffers, offset)
+        if count > 1000:
+            buffers[0][999] ^= 1
+        return count
+
+    monkeypatch.setattr(os, "preadv", other)
+    with pytest.raises(OSError, match="reads back as it was not written"):
+        store.save({"w": torch.randn(100_000)}, step=2)
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
