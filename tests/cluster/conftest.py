@@ -257,7 +257,7 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
     """A Slurm with an empty queue."""
     yield slurm_cluster
     slurm_cluster.call("scancel", "--user", str(os.getuid()))
-    wait_for(lambda: not slurm_cluster.call("squeue", "-h"), "empty queue")
+    _wait_for(lambda: not slurm_cluster.call("squeue", "-h"), "empty queue")
 
 
 @pytest.fixture
@@ -281,7 +281,12 @@ def project(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Project]
     project.close()
 
 
-def wait_for(there: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+@pytest.fixture
+def wait_for() -> Callable[..., None]:
+    return _wait_for
+
+
+def _wait_for(there: Callable[[], object], what: str, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline, f"no {what}"

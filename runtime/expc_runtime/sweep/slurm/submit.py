@@ -34,7 +34,7 @@ from expc_runtime.sweep.slurm.submission import (
 )
 from expc_runtime.sweep.slurm.told import queued
 
-__all__ = ["submit"]
+__all__ = ["stock_of", "submit"]
 
 _LOOK = 2.0  # seconds between two looks at a submission that is waited for
 
@@ -173,7 +173,7 @@ class _Sender:
         """
         layout = self._layout.smoked() if after else self._layout
         only = self._args.only
-        stock = _stock(
+        stock = stock_of(
             folder,
             selected(folder / "plan", layout, only) if picked is None else picked,
             Book(layout),
@@ -253,7 +253,7 @@ class _Sender:
         self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + f"{word:<8}{text}")
 
 
-def _stock(folder: Path, stages: Iterable[Task], book: Book, limit: int) -> _Stock:
+def stock_of(folder: Path, stages: Iterable[Task], book: Book, limit: int) -> _Stock:
     """Write the tasks of each array that ``stages`` need; what is settled or hopeless is left out."""
     stock, run = _Stock(), 0
     homes: dict[str, str] = {}
