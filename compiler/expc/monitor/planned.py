@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, cast
 
@@ -30,7 +31,7 @@ class Source:
     trouble: list[str] = field(default_factory=list)
     """What kept the plan from being read, the last time; the stages are then those on disk."""
 
-    @property
+    @cached_property
     def runs(self) -> Path:
         """Folder of the runs, as a person in the current folder would write it."""
         return Path(os.path.relpath(self.root / "runs" / self.experiment))

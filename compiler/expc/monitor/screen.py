@@ -118,16 +118,17 @@ def _running(stages: Sequence[Running], width: int, unicode: bool, short: bool) 
     """Two lines each, of the second what its log says; one where there is little room."""
     here, lines = socket.gethostname(), []
     cells = _BAR if width >= _NARROW else 8
+    longest = min(max(16, width // 3), max((len(one.name) for one in stages), default=0))
     for one in stages:
         style = _STYLES[one.state]
         line = _bar(one.percent, cells, style, unicode)
         line.append(f" {one.percent:3d}%  " if one.steps_target else "       ")
-        line.append(_middle(one.name, max(16, width // 3)), "bold")
+        line.append(_middle(one.name, longest).ljust(longest), "bold")
         line.append(f"  {words.heartbeat(one)}", style)
-        if one.left and one.state != "dead":
-            line.append(f"  {duration(one.left)} left")
         if again := words.again(one.attempt, one.changed):
             line.append(f"  {again}", "yellow")
+        if one.left and one.state != "dead":
+            line.append(f"  {duration(one.left)} left")
         line.append(f"  {words.pace(one)}")
         if place := words.place(one, here):
             line.append(f"  {place}", "dim")

@@ -276,17 +276,21 @@ class Watch:
 
     def _read(self, task: Task) -> _Kept:
         """Where ``task`` stands. A file that is torn or makes no sense counts as none."""
-        folder = self.source.runs / task.name
-        signs = (task.key, _sign(folder / "status.json"), _sign(folder / "result.json"))
-        kept = self._kept.get(task.name)
+        name = task.name
+        path = f"{self.source.runs}/{name}"  # of thousands of stages: no Path until one has changed
+        signs = (task.key, _sign(f"{path}/status.json"), _sign(f"{path}/result.json"))
+        kept = self._kept.get(name)
         if kept is not None and kept.signs == signs and kept.works is None:
             return kept
+        if signs[1:] == (None, None):
+            self._kept.pop(name, None)
+            return _Kept(signs, Status(state="skipped" if task.skip else "pending"))
+        folder = Path(path)
         try:
             kept = _standing(task, folder, self.source.runs, signs)
         except (TypeError, ValueError, AttributeError, KeyError, OSError):
             kept = _Kept(signs, Status())
-        if kept.signs[1:] != (None, None):
-            self._kept[task.name] = kept
+        self._kept[name] = kept
         return kept
 
 
@@ -450,7 +454,7 @@ def _state(
     return "interrupted" if said == "interrupted" or counts["interrupted"] else "pending"
 
 
-def _sign(path: Path) -> tuple[int, int, int] | None:
+def _sign(path: Path | str) -> tuple[int, int, int] | None:
     """What tells one version of a file from the next; None if there is none."""
     try:
         stat = os.stat(path)
