@@ -80,7 +80,7 @@ def attempt(
         with claim(out, key, program=program, module=module, changed=changed) as stage:
             if stage.verdict == "done":
                 print(f"{cfg.out}: done already, nothing to do", flush=True)
-                ranks.of_first((stage.verdict, 0))
+                ranks.of_first((stage.verdict, stage.status, 0))
                 ranks.close()
                 return 0
             if stage.moved:
@@ -88,7 +88,7 @@ def attempt(
             if stage.back:
                 print(f"{cfg.out} goes on from what lay in {stage.back.name}", flush=True)
             told = True
-            ranks.of_first((stage.verdict, None))
+            ranks.of_first((stage.verdict, stage.status, None))
             return _work(stage, ranks, lambda at: work(Attempt(root, at, made_by, ranks)))
     except Exception as error:
         # Before the folder was ours (locked, a parent missing) there is no state to write.
@@ -96,7 +96,7 @@ def attempt(
         if stage_error is None:
             raise
         if not told and ranks.first:
-            ranks.of_first(("fresh", stage_error.code))
+            ranks.of_first(("fresh", Status(), stage_error.code))
         print(f"{cfg.out}: {stage_error}", flush=True)
         return stage_error.code
 
@@ -114,20 +114,20 @@ def _work(stage: Claim, ranks: Ranks, work: Callable[[Claim], int]) -> int:
 
 def _beside(out: Path, ranks: Ranks, work: Callable[[Claim], int]) -> int:
     """Do ``work`` as a rank that does not have the folder, once the first has it."""
-    nothing: tuple[Verdict, int | None] = ("fresh", None)
-    verdict, code = ranks.of_first(nothing)
+    nothing: tuple[Verdict, Status, int | None] = ("fresh", Status(), None)
+    verdict, status, code = ranks.of_first(nothing)
     if code is not None:
         if not code:
             ranks.close()
         return code
-    return _work(_Beside(out, verdict), ranks, work)
+    return _work(_Beside(out, verdict, status), ranks, work)
 
 
 class _Beside(Claim):
     """A stage folder that another rank holds: what is said of it is that rank's to write."""
 
-    def __init__(self, folder: Path, verdict: Verdict) -> None:
-        super().__init__(folder, -1, Status(), verdict, Held(), "", "")
+    def __init__(self, folder: Path, verdict: Verdict, status: Status) -> None:
+        super().__init__(folder, -1, status, verdict, Held(), "", "")
 
     def beat(self, *, step: int, steps_target: int, epoch: int, force: bool = False) -> None:
         pass
