@@ -136,6 +136,49 @@ def test_several_devices_are_torchruns(tmp_path: Path) -> None:
     assert book.command(Attempt(task, 1)) == ("py", *torchrun, "m.py", "--lr", "1")
 
 
+DEAD = """\
+$ python -m torch.distributed.run --standalone --nproc-per-node 2 m.py
+ValueError: no such column: digit
+E1121 21:03:28.95 26861 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: {0})
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError: 
+======================================================
+m.py FAILED
+------------------------------------------------------
+Failures:
+[1]:
+  exitcode  : -15 (pid: 26992)  (SIGTERM)
+------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-21_21:03:28
+  rank      : 0 (local_rank: 0)
+  exitcode  : {0} (pid: 26991)
+  error_file: <N/A>
+======================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "label", "reason"),
+    [
+        (-9, "failed(killed)", "ended by SIGKILL"),
+        (1, "failed(crash)", "ValueError: no such column: digit"),
+        (75, "interrupted", "ValueError: no such column: digit"),
+    ],
+)
+def test_what_ended_the_ranks_is_what_ended_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, label: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    book = Book(Layout("x", "generated/x"))
+    task = Task(1, "r", "", "0", "s", key="k", policy=Policy(devices=2))
+    attempt = book.begin(task)
+    book.log(attempt).write_text(DEAD.format(code))
+    status = book.verdict(attempt, 1)
+    assert (status.label, status.reason) == (label, reason)
+
+
 def test_a_sick_gpu_is_taken_out_and_loses_nothing(project: Any) -> None:
     project.plan(
         *(f"run {i} 0; stage read stage.py -- --do sick --seed {i}; "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,10 @@ from expc_runtime.sweep.policy import Again, again, told
 
 __all__ = ["Attempt", "Book"]
 
+_CAUSE = re.compile(
+    r"^Root Cause .*?^ +exitcode +: (-?\d+)", re.MULTILINE | re.DOTALL
+)  # as torchrun tells it
+_TORCHRUN = re.compile(r"^[EW]\d+ .*torch/distributed/elastic/", re.MULTILINE)
 _DEATH = 1.0  # seconds that a run may outlive the launcher's client, killed in its place
 _STOPPED = frozenset({75, 129, 130, 137, 143})  # exit codes of a stage that was asked to stop
 
@@ -116,10 +121,12 @@ class Book:
             waits = own and status.state != "failed"
             if own and status.tries and not waits:
                 write_status(folder, replace(status, tries={}))
-            changed = status.changed if own and (waits or not self.layout.smoke) else {}
+            kept = status.changed if own and (waits or not self.layout.smoke) else {}
+            planned = task.planned() if kept else {}
+            changed = {name: value for name, value in kept.items() if name in planned}
             step = status.step if own else 0
             attempt = Attempt(task, status.attempt + 1, step, changed, held.moved, held.back)
-        self.event(task, "start", attempt=attempt.number, **_if(changed=dict(changed)))
+        self.event(task, "start", attempt=attempt.number, **_if(changed=changed))
         return attempt
 
     def command(self, attempt: Attempt) -> tuple[str, ...]:
@@ -151,6 +158,8 @@ class Book:
         up.
         """
         task, result = attempt.task, proof(self.root / attempt.task.name, attempt.task.key)
+        if code and task.policy.devices > 1:
+            code = _first_rank(self.log(attempt)) or code
 
         def status(old: Status) -> Status:
             claimed = old.key == task.key and old.attempt == attempt.number
@@ -323,11 +332,25 @@ def _bare(status: Status) -> Status:
     return replace(status, failure="", reason="", source="", by="", same_as="", code=None, pid=0)
 
 
+def _first_rank(log: Path) -> int:
+    """The exit code of the rank that torchrun, which exits 1 itself, saw fail first; 0 if of none."""
+    found = _CAUSE.search(_end_of(log))
+    code = int(found[1]) if found else 0
+    return 128 - code if code < 0 else code
+
+
 def _last_line(log: Path) -> str:
-    """The last line of ``log`` that says something; a traceback ends in its exception."""
+    """The last line of ``log`` that says something; a traceback ends in its exception.
+
+    What torchrun adds says nothing of why.
+    """
+    lines = _TORCHRUN.split(_end_of(log))[0].splitlines()
+    said = [line.strip() for line in lines if line.strip() and not line.startswith("$ ")]
+    return said[-1] if said else ""
+
+
+def _end_of(log: Path) -> str:
     with suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        lines = file.read().decode(errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip() and not line.startswith("$ ")]
-        return said[-1] if said else ""
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 16384))
+        return file.read().decode(errors="replace")
     return ""

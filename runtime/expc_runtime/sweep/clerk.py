@@ -340,6 +340,9 @@ class Clerk:
                 self._held = None if self._place(turn) else turn
                 if self._held:
                     break
+            if self._open and not self._held and self._crowded and self._breaker.holds:
+                self._breaker.settle()  # too many wait to hear whose failures these are
+                continue
             if self._running or (self._later and not self._ending):
                 self.refresh()
                 return
@@ -347,6 +350,11 @@ class Clerk:
                 break
             self._breaker.settle()
         self._quit()
+
+    @property
+    def _crowded(self) -> bool:
+        """So many stages wait for others that the plan is not read on."""
+        return len(self._waiting) >= _AHEAD + self._slots.jobs
 
     @property
     def _ending(self) -> bool:
@@ -369,7 +377,7 @@ class Clerk:
         for place, task in enumerate(self._waiting):
             if not self._early(task):
                 return _Later(now, self._waiting.pop(place))
-        while len(self._waiting) < _AHEAD + self._slots.jobs:
+        while not self._crowded:
             following = next(self._tasks, None)
             if following is None:
                 return None
