@@ -309,6 +309,7 @@ class Training:
             module.compile()
         if not (self.stage.verdict == "resume" and self._restore()):
             self.log.rewind(0)
+            self.saves.require_room(module, len(self.monitor))
             self._save()
         self.unmoved = None if module.epoch or self.cfg.smoke else Unmoved(module)
         self.memory = Memory(module, device, self.root)

@@ -1,8 +1,9 @@
 """What a training keeps: the state to go on from, and the weights that were best."""
 
 import math
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from expc_runtime.checkpoint import Checkpoint, Manifest, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
-from expc_runtime.errors import BadValue, MissingInput
+from expc_runtime.errors import BadValue, DiskFull, MissingInput
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.module import Module, Records
 from expc_runtime.norms import statistics
+from expc_runtime.optim import Drive
 from expc_runtime.randomness import random_state, restore
 from expc_runtime.ranks import ALONE, Ranks
 
@@ -37,6 +39,25 @@ class Saves:
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder / "checkpoints", self.checkpoint.keep)
+
+    def require_room(self, module: Module, tags: int) -> None:
+        """Raises DiskFull where what the stage will keep has no room, before it trains for hours.
+
+        That is a file in the making beside the generations of what it goes on from, optimizers
+        filled, and of the weights of ``tags`` monitors.
+        """
+        weights = _bytes(module.state_dict().values())
+        moments = sum(_moments(module.drive(name)) for name in module.drive_names())
+        whole, keep = weights + moments, self.checkpoint.keep
+        need = whole * (keep + 1) + weights * keep * tags
+        self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if self.ranks.first and free < need:
+            raise DiskFull(
+                f"{self.folder}: {need / 1e6:,.0f} MB are needed for {keep} checkpoints of "
+                f"{whole / 1e6:,.0f} MB, one in the making"
+                f"{f' and the best of {tags}' if tags else ''}; {free / 1e6:,.0f} MB are free"
+            )
 
     def due(self, module: Module, *, epoch_ended: bool = False) -> bool:
         match self.checkpoint.every:
@@ -154,6 +175,19 @@ def _sum(grads: list[list[Tensor | None]]) -> list[Tensor | None]:
     """Gradients of each parameter, weighted as they were gathered, added up over ranks."""
     given = [[grad for grad in column if grad is not None] for column in zip(*grads, strict=True)]
     return [torch.stack(column).sum(0) if column else None for column in given]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _moments(drive: Drive) -> int:
+    """Bytes that an optimizer will keep for its parameters, those not made yet too."""
+    settings = drive.optimizer.defaults
+    each = len(settings["betas"]) if "betas" in settings else int(bool(settings.get("momentum")))
+    each += bool(settings.get("amsgrad"))
+    groups = drive.optimizer.param_groups
+    return each * _bytes(p for group in groups for p in group["params"])
 
 
 class Best:
