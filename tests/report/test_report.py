@@ -294,6 +294,16 @@ def test_runs_without_a_generated_folder_are_told_from_the_disk_alone(
     assert "0.93" in text and "loss is NaN" in text
 
 
+def test_from_the_disk_stages_come_as_they_began_and_numbers_by_value(project) -> None:
+    for name in ("lr=10,seed=0/train", "lr=9,seed=0/train", "lr=9,seed=0/judge"):
+        with claim(project.root / "runs" / "loose" / name, "k") as stage:
+            stage.finish(Result())
+    assert main(["report", "loose"]) == 0
+    page = Page((project.root / "runs" / "loose" / "report.html").read_text())
+    assert page.texts("h2")[:2] == ["train 2 done", "judge 1 done"]
+    assert [text for text in page.texts("th") if text.startswith("lr=")][:2] == ["lr=9", "lr=10"]
+
+
 def test_what_was_set_aside_is_no_run(project, report: Report) -> None:
     task = project.task("0.001", 0)
     project.done(task, 0.93)

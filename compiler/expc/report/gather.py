@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -168,6 +170,8 @@ def gather(name: str, root: Path) -> Experiment:
             if result is not None and not run.same_as:
                 found.origin.add(run, result)
         _note_unplanned(found)
+    if not found.folder:  # nothing says which stage comes first, but for the time
+        found.stages = dict(sorted(found.stages.items(), key=lambda each: _first(each[1])))
     found.began, found.ended = _times(found)
     found.declared = _declared(found)
     return found
@@ -198,7 +202,7 @@ _OF_DISK = "This is what lies under runs/; runs that never began are not in it."
 def _on_disk(runs: Path) -> Iterator[Task]:
     """Stage folders as they lie there; what was set aside is not among them."""
     numbers: dict[str, int] = {}
-    for folder in sorted(runs.glob("*/*")):
+    for folder in sorted(runs.glob("*/*"), key=_natural):
         held = ("status.json", "result.json", "metrics.jsonl", "log")
         if ".was-" in folder.name or not any((folder / name).is_file() for name in held):
             continue
@@ -213,6 +217,12 @@ def _on_disk(runs: Path) -> Iterator[Task]:
             folder.name,
             key=status.key if status else result.key if result else "",
         )
+
+
+def _natural(folder: Path) -> tuple[list[tuple[int, float, str]], str]:
+    """Numbers in the names of runs by their value: ``lr=9`` before ``lr=10``."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", folder.parent.name)
+    return [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)], folder.name
 
 
 def _note_unplanned(found: Experiment) -> None:
@@ -279,6 +289,10 @@ def _pictures(files: Any, product: Path) -> Iterator[str]:
 
 def _map(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _first(runs: list[Run]) -> float:
+    return min((run.status.began for run in runs if run.status.began), default=math.inf)
 
 
 def _times(found: Experiment) -> tuple[float, float]:

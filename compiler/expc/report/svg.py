@@ -20,6 +20,7 @@ _WIDE, _HIGH = 352.0, 210.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 10.0, 8.0, 24.0
 _DECADES = 100.0  # largest over smallest value from which an axis is logarithmic
 _BANDS = 24  # curves from which bands would hide one another
+_MANY = 12  # curves from which each is drawn thin
 _STRIP = (88.0, 16.0)
 _FAR = 2.0  # floors are drawn where the axis grows no more than so many times
 
@@ -111,9 +112,10 @@ def chart(series: Series, hues: dict[str, int], floors: Sequence[float]) -> Draw
     parts += [_line(c, hues[c.condition], x, y) for c in curves]
     body = Markup("").join(parts)
     svg = Markup(
-        '<svg viewBox="0 0 {w:.0f} {h:.0f}" class="chart" role="img" tabindex="0" aria-label="{label}" '
+        '<svg viewBox="0 0 {w:.0f} {h:.0f}" class="chart{many}" role="img" tabindex="0" aria-label="{label}" '
         'data-x="{x}" data-y="{y}" data-log="{log}">{body}</svg>'
     ).format(
+        many=" many" if len(curves) > _MANY else "",
         w=_WIDE, h=_HIGH, label=_label(series.name, curves, floors), body=body, log=int(log),
         x=f"{x.low:.8g} {x.high:.8g} {x.start:.8g} {x.end:.8g}",
         y=f"{y.low:.8g} {y.high:.8g} {y.start:.8g} {y.end:.8g}",
