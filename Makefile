@@ -41,7 +41,7 @@ lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
-	$(bin)/shellcheck .ci/run runtime/expc_runtime/sweep/sweep.bash generated/*/sweep.sh
+	$(bin)/shellcheck .ci/run runtime/expc_runtime/sweep/sweep.bash generated/*/*.sh
 
 test-slow: $(ready)
 	$(bin)/python -m pytest -q -m 'slow or not slow'
