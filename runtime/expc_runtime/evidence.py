@@ -26,12 +26,14 @@ class Evidence:
     microbatch: float
     device: str  # it ran on this
     weights: Mapping[str, torch.Tensor]
+    epoch: int
     held: tuple[str, ...]  # parts that were frozen
     modes: tuple[str, ...]  # modules in eval mode
 
     def take_place(self, module: Module) -> None:
         """Give ``module``, built anew, the weights and modes that it had."""
         load_weights(module, self.weights)
+        module.stand_at(self.incident.update, self.epoch)
         module.hold(*(module.get_submodule(name) for name in self.held))
         module.train()
         for name, part in module.named_modules():
@@ -61,6 +63,7 @@ def leave(
         "draws": [[g.device.type, state] for g, state in incident.draws],
         "random": random_state(),
         "update": incident.update,
+        "epoch": module.epoch,
         "drive": incident.drive,
         "loss": incident.loss,
         "file": file,
@@ -103,6 +106,7 @@ def find(store: Store, update: int | None = None) -> Evidence | None:
         microbatch=state["microbatch"],
         device=state["device"],
         weights=state["model"],
+        epoch=state["epoch"],
         held=tuple(state["held"]),
         modes=tuple(state["modes"]),
     )

@@ -571,6 +571,10 @@ class Module(pl.LightningModule):
                 generator.set_state(state)
         return whole
 
+    def stand_at(self, updates: int, epoch: int) -> None:
+        """Where an update is run again: what follows from their number is as it was then."""
+        self._live.updates, self._live.epoch = updates, epoch
+
     def configure_optimizers(self) -> None:
         """None: the drives are this class's own, made by `start`."""
 

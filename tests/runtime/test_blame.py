@@ -1,0 +1,228 @@
+"""The op that a NaN began in, forward and back, its line, its rows; and seeing it again."""
+
+import importlib.util
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expc_runtime import losses
+from expc_runtime.checkpoint import Store
+from expc_runtime.errors import Diverged
+from expc_runtime.module import Batch, Module
+from expc_runtime.optim import Drive
+from expc_runtime.rerun import main as rerun
+from expc_runtime.state import read_status
+
+torch.set_num_threads(1)
+
+MODULES = Path(__file__).parent / "modules"
+Loss = Callable[[Tensor], Tensor]
+
+
+class Net(Module):
+    def __init__(self, loss: Loss, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(2, 3)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(3, 1)
+        self._loss = loss
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.drop(self.body(x)))
+        return y[:, 0]
+
+    def update(self, batch: Batch) -> None:
+        loss = self._loss(self(batch[0]))
+        self.record(loss=loss)
+        self.step("model", loss)
+
+    def drives(self) -> dict[str, Drive]:
+        return {"model": Drive(torch.optim.SGD(self.parameters(), lr=0.1))}
+
+
+def rows() -> Tensor:
+    drawn: Tensor = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    return drawn
+
+
+def diverges(net: Net, batch: Batch, precision: str = "32", microbatch: float = 1.0) -> str:
+    net.start(precision, total_updates=10, updates_per_epoch=10, microbatch=microbatch)
+    net.batches_from(lambda update, rows: f"rows {list(rows)} of update {update}")
+    with pytest.raises(Diverged) as hit:
+        net.training_step([batch], 0)
+    return str(hit.value)
+
+
+def line_of(text: str) -> int:
+    """The line of this file that holds ``text`` first."""
+    lines = Path(__file__).read_text().splitlines()
+    return next(k for k, line in enumerate(lines, 1) if text in line)
+
+
+def zeroed(y: Tensor) -> Tensor:
+    keep = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 1.0])[: len(y)]
+    inverse: Tensor = 1 / (y * keep)  # a division by zero
+    return inverse.mean()
+
+
+def test_the_op_its_line_its_input_and_its_rows_are_named() -> None:
+    told = diverges(Net(zeroed), (rows(),))
+    assert "the op: `reciprocal` (aten.reciprocal.default) gave 2 infinite of 6 values" in told
+    assert f"called at tests/runtime/test_blame.py:{line_of('# a division by zero')}" in told
+    assert "of self is float32, -" in told
+    assert "bad rows of the batch: 2, 4\n" in told
+    assert "rows [2, 4] of update 0" in told
+
+
+def logarithm(y: Tensor) -> Tensor:
+    above: Tensor = torch.where(y > y.min(), y - y.min(), y - y)
+    return above.log().mul(0.0).mean()
+
+
+def test_an_infinity_that_turns_into_nan_later_is_traced_to_its_beginning() -> None:
+    told = diverges(Net(logarithm), (rows(),))
+    assert "the op: `log` (aten.log.default) gave 1 infinite" in told
+    assert "of self is float32, 0 to" in told
+    assert "of its infinity `mul` made NaN" in told
+
+
+def test_a_mask_is_no_cause_and_what_it_leaves_empty_is() -> None:
+    closed = torch.ones(6, dtype=torch.bool)
+
+    def masked(y: Tensor) -> Tensor:
+        return y.masked_fill(closed, -math.inf).softmax(0).sum()
+
+    told = diverges(Net(masked), (rows(),))
+    assert "the op: `softmax` (aten._softmax.default) gave 6 NaN of 6 values" in told
+    assert "of self is float32, -inf to -inf" in told
+
+
+def test_of_a_bad_gradient_the_op_that_it_is_the_backward_pass_of_is_named() -> None:
+    told = diverges(Net(lambda y: (y - y).sqrt().mean()), (rows(),))  # a root of zero
+    assert "the gradient that reaches the output of `head` (Linear) is 6 NaN" in told
+    assert "the op: in the backward pass of `sqrt` (SqrtBackward0), `div`" in told
+    assert f"called at tests/runtime/test_blame.py:{line_of('# a root of zero')}" in told
+
+
+def test_a_component_of_ours_is_followed_by_the_line_that_called_it() -> None:
+    told = diverges(Net(lambda y: losses.mse(y, y.detach() * 1e30)), (rows(),))
+    assert "called at expc_runtime/losses.py:" in told
+    assert ", by tests/runtime/test_blame.py:" in told
+
+
+def test_half_precision_names_the_cast() -> None:
+    told = diverges(
+        Net(lambda y: F.mse_loss(y.float() * 1e5, y.half() * 0).half()), (rows(),), "16-mixed"
+    )
+    assert "the op: `cast` (aten._to_copy.default) gave 1 infinite" in told
+    assert "dtype is float16" in told
+    assert "in float32 too" in told  # the cast is in the code, whatever the precision
+
+
+def test_rows_of_a_part_are_rows_of_its_batch() -> None:
+    x = rows()
+    known = Net(zeroed)(x[3:])[1].detach()
+    told = diverges(Net(lambda y: (y - known).abs().log().mean()), (x,), microbatch=0.5)
+    assert "the op: `log` (aten.log.default) gave 1 infinite of 3 values" in told
+    assert "bad rows of the batch: 4\n" in told
+
+
+def test_what_was_drawn_is_drawn_again() -> None:
+    """A dropout mask that leaves nothing of one row: one draw of many, and the re-run meets it."""
+
+    def empty(y: Tensor) -> Tensor:
+        return y.abs().log().mean()
+
+    net = Net(empty, dropout=0.5)
+    with torch.no_grad():
+        net.head.bias.zero_()
+    net.head.bias.requires_grad_(False)
+    net.start("32", total_updates=100, updates_per_epoch=100)
+    with pytest.raises(Diverged) as hit:
+        net.training_step([(rows()[:1],)] * 100, 0)
+    assert "the op: `log` (aten.log.default) gave" in str(hit.value)
+    assert "run again, the same batch is finite" not in str(hit.value)
+
+
+def test_what_is_said_of_it_last_is_what_was_kept() -> None:
+    net = Net(zeroed)
+    net.on_diverged(lambda incident: f"kept {len(incident.batch[0])} rows")
+    assert diverges(net, (rows(),)).endswith("\n  kept 6 rows")
+
+
+# A world model, whose updates have phases.
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> ModuleType:
+    """A tiny one, whose decoder's loss is that of no image at all in update 3."""
+    (tmp_path / "pyproject.toml").touch()
+    path = tmp_path / "generated" / "world_tiny.py"
+    path.parent.mkdir()
+    text = (MODULES / "world_tiny.py").read_text()
+    before = "image_loss = losses.mse_sum(self.decoder(feat), image)"
+    after = "image_loss = losses.mse_sum(self.decoder(feat), image * 0 / (self.updates != 3))"
+    assert before in text
+    path.write_text(text.replace(before, after))
+    spec = importlib.util.spec_from_file_location("world_that_diverges", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["world_that_diverges"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_world_model_is_blamed_and_seen_again(
+    world: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg: Any = world.Config(prefill=30, env_steps=50)
+    assert world.main(cfg) == 65
+    folder = Path(world.__file__ or "").parents[1] / cfg.out
+    status = read_status(folder)
+    assert status is not None
+    assert "update 3 of optimizer `world`: the loss is nan" in status.reason
+    assert "the op: `div` (aten.div.Tensor)" in status.reason
+    assert "called at generated/world_tiny.py:99" in status.reason
+    assert "its windows: 0: game " in status.reason
+    capsys.readouterr()
+    assert rerun([str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "update 3 of optimizer `world`: 32 on cpu, here on cpu" in told
+    assert "encoder." in told and "ConvTranspose2d" in told
+    assert "the op: `div` (aten.div.Tensor)" in told
+
+
+# What is left.
+
+
+def test_no_more_than_two_are_left_and_the_last_is_seen(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for update in (3, 5, 8):
+        left = store.leave({"x": torch.tensor([math.nan])}, step=update)
+        os.utime(left, (update, update))
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["diverged-5.pt", "diverged-8.pt"]
+    found = store.left()
+    assert found is not None and found[1].step == 8
+    found = store.left(5)
+    assert found is not None and found[1].step == 5
+    assert store.left(3) is None
+    assert store.load() is None  # no run goes on from it
+
+
+def test_one_that_is_damaged_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "diverged-3.pt").write_bytes(b"PK")
+    assert rerun([str(tmp_path)]) == 66
+    assert "diverged-3.pt cannot be read" in capsys.readouterr().err
