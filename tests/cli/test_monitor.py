@@ -109,6 +109,11 @@ def test_without_a_terminal_a_line_tells_of_each_change(study, piped) -> None:
     assert "Run     lr=0.1,seed=0/read   50%  step 5/10" in next(lines)
     study.finish("lr=0.1,seed=0/read")
     assert re.search(r"\] Done    lr=0.1,seed=0/read", next(lines))
+    study.works("lr=1,seed=0/read")
+    assert "Run     lr=1,seed=0/read" in next(lines)
+    study.put("lr=1,seed=0/read", "pending", reason="no memory", changed={"microbatch": 0.5})
+    told = "Again   lr=1,seed=0/read  runs again  after attempt 1  microbatch=0.5  no memory"
+    assert next(lines).rstrip().endswith(told)
     folder = study.put("lr=1,seed=0/read", "failed", failure="oom", reason="no memory\nat all")
     (folder / "attempt-1.log").touch()
     assert next(lines).rstrip().endswith("Failed  lr=1,seed=0/read  failed(oom)")
@@ -259,7 +264,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory):
     """A snapshot with something of everything."""
     pytest.importorskip("rich")
     from expc.monitor.estimate import Left
-    from expc.monitor.watch import Failure, One, Outdated, Runner, Running, Snapshot
+    from expc.monitor.watch import Again, Failure, One, Outdated, Runner, Running, Snapshot
 
     states = ("pending", "running", "done", "smoke", "failed", "blocked", "skipped", "undefined")
     states = (*states, "interrupted")
@@ -288,7 +293,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory):
         experiment="study", folder="runs/study", state="running", time=100.0,
         runner=Runner(True, 1, "vm", 4, 0.0), rehearsal="1 of 2", runs=90, stages=90,
         counts=dict.fromkeys(states, 10), by_stage={}, eta=Left(60.0, 30.0, 90.0),
-        running=running, failures=failures, outdated=Outdated(2, "x/read", "specs/x.yaml"),
+        running=running, failures=failures, again=(Again("a", "read", 1, {"lr": 2}, "why"),), outdated=Outdated(2, "x/read", "specs/x.yaml"),
         trouble="it is not there", each=each,
     )  # fmt: skip
 

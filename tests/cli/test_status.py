@@ -18,7 +18,7 @@ from expc_runtime.state import Result, write_json
 
 KEYS = [
     *("experiment", "folder", "state", "time", "runner", "rehearsal", "runs", "stages", "counts"),
-    *("by_stage", "eta", "running", "failures", "outdated", "trouble"),
+    *("by_stage", "eta", "running", "again", "failures", "outdated", "trouble"),
 ]
 RUNNING = [
     *("run", "stage", "state", "heartbeat", "step", "steps_target", "percent", "epoch", "rate"),
@@ -149,6 +149,13 @@ def test_a_stage_of_an_older_plan_that_still_works_is_seen(study) -> None:
     snapshot = Watch(study.source()).look()
     assert [one.name for one in snapshot.running] == ["lr=1,seed=0/read"]
     assert snapshot.counts["running"] == 0  # what is planned has not begun
+
+
+def test_a_stage_that_waits_for_another_attempt_is_told(study, expc) -> None:
+    facts = {"reason": "loss is NaN", "changed": {"precision": "32"}}
+    study.put("lr=1,seed=0/read", "pending", **facts)
+    said = expc("status", "study").out
+    assert "  lr=1,seed=0/read  runs again  after attempt 1  precision=32  loss is NaN\n" in said
 
 
 # --------------------------------------------------------------------------------------------- what failed

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from expc.monitor.watch import Snapshot
 
 _SHOWN = 12
-"""Running stages that are told one by one."""
+"""Stages at work that are told one by one."""
 
 
 @click.command(short_help="show where runs stand and what they reached")
@@ -76,12 +76,13 @@ def above(snapshot: Snapshot) -> Iterator[str]:
 
     yield from words.header(snapshot)
     here = socket.gethostname()
-    if snapshot.running:
+    busy = [words.running(one, here) for one in snapshot.running]
+    busy += [words.waiting(one) for one in snapshot.again]
+    if busy:
         yield ""
-    for one in snapshot.running[:_SHOWN]:
-        yield f"  {words.running(one, here)}"
-    if len(snapshot.running) > _SHOWN:
-        yield f"  and {len(snapshot.running) - _SHOWN} more"
+    yield from (f"  {line}" for line in busy[:_SHOWN])
+    if len(busy) > _SHOWN:
+        yield f"  and {len(busy) - _SHOWN} more"
     if snapshot.failures:
         yield ""
         yield f"last to fail: {words.failure(snapshot.failures[0], snapshot.time)}"

@@ -48,10 +48,13 @@ class Changes:
 
     def _moved(self, before: Snapshot, now: Snapshot) -> Iterator[str]:
         spent = {one.name: one.seconds for one in before.running}
+        again = {one.name: one for one in now.again}
         reasons = {f"{one.run}/{one.stage}": one for one in now.failures}
         for one in now.each:
             old = self._labels.get(one.name, "pending")
             self._labels[one.name] = one.label
+            if old == "running" and one.name in again:
+                yield f"{'Again':<8}{words.waiting(again[one.name])}"
             if one.label == old or one.state in ("pending", "running"):
                 continue
             took = f"  {duration(spent[one.name])}" if one.name in spent else ""

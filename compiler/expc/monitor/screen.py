@@ -67,7 +67,10 @@ def frame(
     marks = _MARKS if unicode else _LETTERS
     head = [*_head(snapshot, width, unicode), *_gpus(gpus)]
     parts = [
-        _running(snapshot.running, width, unicode, short=_tight(snapshot, height)),
+        [
+            *_running(snapshot.running, width, unicode, short=_tight(snapshot, height)),
+            *(Text(words.waiting(one), "yellow") for one in snapshot.again),
+        ],
         _grid(snapshot, width, marks),
         _failures(snapshot),
     ]

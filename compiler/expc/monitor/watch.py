@@ -100,6 +100,24 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Again:
+    """A stage that failed and waits for another attempt."""
+
+    run: str
+    stage: str
+    attempt: int
+    """The number of the last one."""
+    changed: Mapping[str, Any]
+    """Settings of the next one that are not the plan's."""
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """``<run>/<stage>``."""
+        return f"{self.run}/{self.stage}"
+
+
+@dataclass(frozen=True)
 class One:
     """The state of one stage of one run."""
 
@@ -142,6 +160,8 @@ class Snapshot:
     """The same for each stage of the spec, without the zeros."""
     eta: Left | None
     running: tuple[Running, ...]
+    again: tuple[Again, ...]
+    """What waits for another attempt."""
     failures: tuple[Failure, ...]
     """The latest first, ten at most."""
     outdated: Outdated | None
@@ -235,6 +255,7 @@ class Watch:
             by_stage=gathered.by_stage,
             eta=left(gathered.work, jobs or max(1, len(running))),
             running=running,
+            again=tuple(gathered.again),
             failures=tuple(failures[:_FAILURES]),
             outdated=outdated,
             trouble="; ".join(self.source.trouble),
@@ -261,6 +282,10 @@ class Watch:
             return
         if status.state in ("failed", "interrupted", "undefined"):
             gathered.fail(_failure(task, status, self.source.runs))
+        elif status.state == "pending" and status.attempt:
+            changed, reason = dict(status.changed), clean(status.reason)
+            waits = Again(task.run, task.stage, status.attempt, changed, reason)
+            gathered.again.append(waits)
         elif status.state == "done" and kept.result is not None and kept.result.seconds:
             gathered.work.took.setdefault(task.stage, Took()).add(kept.result.seconds)
         if status.state in ("pending", "interrupted") and task.key not in gathered.seen:
@@ -304,6 +329,7 @@ class Gathered:
     by_stage: dict[str, dict[str, int]] = field(default_factory=dict)
     each: list[One] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
+    again: list[Again] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     work: Work = field(default_factory=Work)
     seen: set[str] = field(default_factory=set)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from expc.monitor.estimate import Left
-from expc.monitor.watch import Failure, Running, Snapshot
+from expc.monitor.watch import Again, Failure, Running, Snapshot
 from expc_runtime.state.table import duration, tally
 
 _QUIET = 15.0
@@ -99,6 +99,13 @@ def running(one: Running, here: str) -> str:
     left = f"{duration(one.left)} left" if one.left and one.state != "dead" else ""
     more = [left, heartbeat(one), place(one, here), again(one.attempt, one.changed)]
     return f"{one.name}  {percent}{pace(one)}  " + "  ".join(word for word in more if word)
+
+
+def waiting(one: Again) -> str:
+    """What waits for another attempt, and why there is one."""
+    settings = " ".join(f"{name}={value}" for name, value in one.changed.items())
+    more = [f"after attempt {one.attempt}", settings, one.reason.partition("\n")[0]]
+    return f"{one.name}  runs again  " + "  ".join(word for word in more if word)
 
 
 def ago(one: Failure, now: float) -> str:
