@@ -97,6 +97,7 @@ SAID = {
     "microbatch_of_a_world": ("`microbatch` is not a key", "a stage that trains on rows"),
     "run_webhook_address": ("a webhook's address", "`webhook: EXPC_WEBHOOK`"),
     "run_webhook_of_discord": ("a webhook's address", "`webhook: EXPC_WEBHOOK`"),
+    "run_webhook_in_a_comment": ("a webhook's address", "take it out and revoke it"),
     "run_webhook_token": ("names an environment variable", "`webhook: EXPC_WEBHOOK`"),
     "run_form_misspelt": ("`form` is one of", "did you mean `discord`?"),
     "run_told_when_misspelt": ("an entry of `on` is one of", "did you mean `failed`?"),

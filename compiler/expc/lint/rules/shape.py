@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from expc.findings import Finding
+from expc.findings import Finding, Span
 from expc.lint.core import TextRule, ToldRule
 from expc.source import Scalar, Source
 
@@ -167,10 +167,10 @@ _SECRET_KEYS = re.compile(
 
 
 class LiteralSecret(TextRule):
-    """A password, key, token or webhook stands in the spec.
+    """A password, key, token or webhook stands in the spec, be it in a comment.
 
-    One project's webhook address lay in its repository for months, and specs are copied into every run's folder.
-    Name an environment variable instead: `env:NAME`.
+    One project's webhook address lay in its repository for months, and specs are copied into every run's folder. Whoever
+    is to be told of a sweep is named by a variable of the environment: `run: {notify: {webhook: EXPC_WEBHOOK}}`.
 
     ## Bad
     ```yaml
@@ -186,15 +186,35 @@ class LiteralSecret(TextRule):
     code, name = "XC107", "literal-secret"
 
     def check(self, source: Source) -> Iterator[Finding]:
+        told: set[int] = set()
         for scalar in source.scalars:
             what = _secret(scalar)
             if what:
-                yield self.finding(
-                    f"this holds {what}",
-                    scalar.span,
-                    why="a spec is committed, and copied into every run's folder",
-                    help=f"take it out and revoke it; {_instead(scalar)}",
-                )
+                told |= {scalar.span.line, scalar.span.end_line}
+                yield self._told(what, scalar.span, _instead(scalar))
+        for number, line in enumerate(source.text.splitlines(), 1):
+            for what, first, last in _in_comment(line) if number not in told else ():
+                yield self._told(what, Span(source.file, number, first + 1, number, last + 1))
+
+    def _told(self, what: str, span: Span, instead: str = "") -> Finding:
+        return self.finding(
+            f"this holds {what}",
+            span,
+            why="a spec is committed, and copied into every run's folder",
+            help="; ".join(filter(None, ["take it out and revoke it", instead])),
+        )
+
+
+def _in_comment(line: str) -> Iterator[tuple[str, int, int]]:
+    """What a comment holds, and from which column to which: a `#` that a blank is before, or nothing."""
+    comment = re.search(r"(?:^|\s)#", line)
+    if comment is None:
+        return
+    for what, pattern in _SECRETS:
+        found = pattern.search(line, comment.end())
+        if found is not None:
+            yield what, found.start(), found.end()
+            return
 
 
 def _instead(scalar: Scalar) -> str:
