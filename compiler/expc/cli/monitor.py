@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @click.option("--once", is_flag=True, help="Say where it stands now, and end.")
 @click.option("--json", "as_json", is_flag=True, help="With --once: one JSON object, for scripts.")
 @click.option(
-    "--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, metavar="SECONDS"
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    metavar="SECONDS",
+    help="Between two looks; 2 if not given.",
 )
 def command(experiment: str | None, once: bool, as_json: bool, every: float) -> int:
     """Watch EXPERIMENT, or the one that last ran, until its sweep ends.
