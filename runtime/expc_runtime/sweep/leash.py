@@ -19,6 +19,7 @@ from pathlib import Path
 __all__ = ["Ended", "run"]
 
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # each reaches the group as TERM
+_PASSED = (*_STOP, signal.SIGUSR1, signal.SIGQUIT)
 _LOOK = 0.2  # seconds between two looks at a process, where the system has no pidfd
 
 
@@ -114,9 +115,9 @@ def _signals() -> Iterator[int]:
     """A descriptor that gives the number of each signal that arrives, a byte each."""
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
-    numbers = (*_STOP, signal.SIGUSR1, signal.SIGQUIT)
     fd = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: None) for number in _PASSED}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED)
     try:
         yield wake
     finally:
@@ -147,9 +148,22 @@ def _tell(group: int, number: int) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; returns the command's exit code."""
+    """Entry point; returns the command's exit code.
+
+    The work is a child's: an owner that is killed may have its own children killed with it, as Ray
+    does, and somebody must be left to end the group.
+    """
     log, grace, *command = argv
-    return run(command, Path(log), grace=float(grace), owner=0).code
+    signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        return run(command, Path(log), grace=float(grace), owner=0).code
+    for number in _PASSED:
+        signal.signal(number, lambda received, _: os.kill(pid, received))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return 128 - code if code < 0 else code
 
 
 if __name__ == "__main__":

@@ -315,14 +315,15 @@ class _Driver:
         except ray.exceptions.OutOfMemoryError as error:
             code, why = OutOfMemory.code, f"killed for memory by Ray: {_first(error)}"
         except ray.exceptions.RayError as error:
-            if not isinstance(error, ray.exceptions.RayTaskError):
-                self._dead[number] = time.monotonic() + _LAST
-                self._note(number, f"the worker died: {_first(error)}")
-                return
-            code, why = 1, _first(error)
+            task_failed = isinstance(error, ray.exceptions.RayTaskError)
+            code, why = (1, "") if task_failed else (_KILLED, "the worker died: ")
+            why += _first(error)
         if why:
             self._note(number, why)
-        self._ended(number, code)
+        if code == _KILLED:  # what it ran may still be saving
+            self._dead[number] = time.monotonic() + _LAST
+        else:
+            self._ended(number, code)
 
     def _ended(self, number: int, code: int) -> None:
         del self._token[number], self._logs[number]

@@ -74,5 +74,7 @@ def carry_out(
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
     code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()  # ends what the leash left, if it was killed
     bell.ring.remote(token, 0)
     return (128 - code if code < 0 else code), ""
