@@ -195,6 +195,7 @@ class _Several(Ranks):
         cuda = torch.cuda.is_available()
         with self.together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        del os.environ["TORCHELASTIC_RUN_ID"]  # what is started from here is a world of its own
         pids = self.gather(os.getpid())
         if hasattr(os, "pidfd_open"):
             self._peers = {r: os.pidfd_open(pid) for r, pid in enumerate(pids) if r != rank}
@@ -291,7 +292,8 @@ class _Several(Ranks):
         try:
             yield
         except RuntimeError as error:  # of gloo, of nccl, of the store: they share no other class
-            raise Parted(str(error)) from error
+            first = str(error).partition("\n")[0]
+            raise Parted(f"the ranks have lost each other: {first}") from error
 
     # Ends.
 
