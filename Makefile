@@ -23,7 +23,7 @@ $(ready): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("expc needs Python 3.11 or later") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(pip) --upgrade 'pip>=25.1'
-	$(pip) $(index) --constraint constraints.txt --editable '.[runtime,new,onnx,shogi,arrow]' --group dev
+	$(pip) $(index) --constraint constraints.txt --editable '.[runtime,new,onnx,shogi,arrow,ray]' --group dev
 	touch $@
 
 demo: $(ready)
@@ -41,7 +41,7 @@ lint: $(ready)
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
-	$(bin)/shellcheck .ci/run runtime/expc_runtime/sweep/sweep.bash generated/*/*.sh
+	$(bin)/shellcheck .ci/run runtime/expc_runtime/sweep/*.bash generated/*/*.sh tests/cluster/*.sh
 
 test-slow: $(ready)
 	$(bin)/python -m pytest -q -m 'slow or not slow'

@@ -28,6 +28,7 @@ def wanted() -> set[str]:
         *extras["runtime"],
         *extras["new"],
         *extras["onnx"],
+        *extras["ray"],
         *PROJECT["dependency-groups"]["dev"],
     ]
     return {canonical(re.split(r"[<>=!~\[; ]", requirement)[0]) for requirement in asked}
