@@ -197,6 +197,8 @@ MUTATIONS = [
     ("clip: 1.0", "checkpoint: {every: {minutes: 30}}\n    run: {timeout: {minutes: 20}}", "XC516"),
     ("clip: 1.0", "checkpoint: {every: {minutes: 5}}\n    run: {timeout: {minutes: 20}}", ""),
     ("clip: 1.0", "run: {devices: 3}", "XC518"),
+    ("clip: 1.0", "microbatch: 0.5", "XC519"),
+    ("clip: 1.0", "microbatch: 0.5\n    model: {backbone: {norm: false}}", ""),
     ("clip: 1.0", "run: {devices: 2}", ""),
     ("[1.0e-3, 3.0e-3]", "[1.0e-3, 3.0e-3]\n    read.data.batch: [64, 33]\nrun: {devices: 2}", "XC518"),
     ("sweep:\n", "run: {notify: {webhook: 'https://chat.example/hook'}}\nsweep:\n", "XC107"),

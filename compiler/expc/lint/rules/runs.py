@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from expc.experiment import Experiment, Stage
-from expc.findings import Finding, Note, Span
+from expc.findings import Finding, Note, Span, listed
 from expc.lint.core import StageRule, SweepRule, ToldRule
+from expc.lint.rules.gates import keepers
 from expc.policy import Planned, planned
 from expc.resolve import Document, spec_path
 from expc.source import KeyPath
@@ -441,3 +442,35 @@ def _batches(stage: Stage, at: Variant, space: Space) -> Iterator[tuple[int, Spa
         for row, spans in zip(axis.rows, axis.spans, strict=True)
     ]
     yield from looped or [(at.experiment.tree.get(path), at.experiment.value(*path))]
+
+
+class PartsNormalisedApart(StageRule):
+    """A batch goes through in parts, and batch norm reads each part by itself.
+
+    Its mean and variance are those of a part, so the step is not that of the whole batch: the net trains as with a
+    smaller batch. Gradients are gathered as they should be. A retry may halve `microbatch` all the same: the table marks it.
+
+    ## Bad
+    ```yaml
+    microbatch: 0.5
+    ```
+
+    ## Good
+    ```yaml
+    model:
+      backbone: {use: conv_net, channels: [16, 32], norm: false}
+    microbatch: 0.5
+    ```
+    """
+
+    code, name, severity = "XC519", "parts-normalised-apart", "warning"
+
+    def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
+        share, parts = getattr(stage.shape, "microbatch", 1.0), keepers(stage)
+        if share < 1 and parts:
+            yield self.finding(
+                f"{listed(parts)} normalise{'' if len(parts) > 1 else 's'} each part of a batch by itself",
+                at.experiment.value(*stage.path, "microbatch"),
+                why=f"statistics are those of {share:g} of a batch, whatever the size of the batch",
+                help="let the batch go through at once, or take a net without batch norm",
+            )
