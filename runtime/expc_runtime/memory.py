@@ -256,7 +256,8 @@ _TABLES = {
     "a backward pre-hook": "_backward_pre_hooks",
 }
 _CONTAINERS = (list, dict, tuple, set, deque)
-PEEK = 64  # entries at either end of a container in which a tensor must be, to look at the rest
+DEPTH = 3  # of containers in containers
+PEEK = 4  # entries at either end of a container among which a tensor must be, to look at the rest
 
 
 def holders(module: nn.Module, root: Path) -> Iterator[Holder]:
@@ -373,26 +374,35 @@ def _of_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _of_globals(root: Path) -> Iterator[tuple[str, Any]]:
     prefix = f"{root}{os.sep}"
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None) or ""
-        if not file.startswith(prefix) or "site-packages" in file:
+    for known, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__") or ""  # no lazy import is woken
+        if not file.startswith(prefix) or "site-packages" in file or known.startswith("expc"):
             continue
         for name, value in list(vars(module).items()):
             if isinstance(value, _CONTAINERS) and not name.startswith("__"):
                 yield f"`{name}` of {file.removeprefix(prefix)}", value
 
 
-def _within(container: Any, depth: int = 3) -> Iterator[Tensor]:
-    """Tensors in nested containers; of a long one without any at its ends there is none."""
-    values = list(container.values() if isinstance(container, dict) else container)
-    ends = values if len(values) <= 2 * PEEK else [*values[:PEEK], *values[-PEEK:]]
-    if not any(isinstance(value, (Tensor, *_CONTAINERS)) for value in ends):
+def _within(container: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """Tensors in nested containers; where there is none at the ends there is none."""
+    if not _is_likely(container, depth):
         return
-    for value in values:
+    for value in list(container.values() if isinstance(container, dict) else container):
         if isinstance(value, Tensor):
             yield value
         elif depth and isinstance(value, _CONTAINERS):
             yield from _within(value, depth - 1)
+
+
+def _is_likely(container: Any, depth: int) -> bool:
+    """Whether there is a tensor near an end, at any depth."""
+    values = list(container.values() if isinstance(container, dict) else container)
+    ends = values if len(values) <= 2 * PEEK else [*values[:PEEK], *values[-PEEK:]]
+    return any(
+        isinstance(value, Tensor)
+        or (depth > 0 and isinstance(value, _CONTAINERS) and _is_likely(value, depth - 1))
+        for value in ends
+    )
 
 
 def _inside(thing: object, depth: int = 3) -> Iterator[Tensor]:
@@ -404,7 +414,7 @@ def _inside(thing: object, depth: int = 3) -> Iterator[Tensor]:
             yield from _within(value)
             if depth:
                 inner = value.values() if isinstance(value, dict) else value
-                for each in list(inner)[:PEEK]:
+                for each in list(inner)[:64]:
                     yield from _inside(each, depth - 1)
         elif depth and not isinstance(value, nn.Module | type | ModuleType):
             yield from _inside(value, depth - 1)
