@@ -121,6 +121,12 @@ def _take(folder: Path, key: str) -> tuple[int, Held]:
     return lock, Held(read_status(folder), read_result(folder), moved, back)
 
 
+def _sweep_up(folder: Path) -> None:
+    """Remove what a killed process had not finished writing; whoever writes here holds the folder."""
+    for temporary in folder.glob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def former(folder: Path, key: str) -> Path | None:
     """The folder with work of ``key`` that was set aside from ``folder``: its result, or checkpoints."""
     prefix = f"{folder.name}.was-{key[:8]}"
@@ -315,7 +321,9 @@ def _lock(folder: Path) -> int:
             break
         os.close(fd)  # renamed aside between open and lock
     os.ftruncate(fd, 0)
-    os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    with suppress(OSError):  # a full disk: the lock holds without a name
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    _sweep_up(folder)
     return fd
 
 

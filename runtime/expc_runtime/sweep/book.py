@@ -86,17 +86,32 @@ class Book:
     def restore(self, task: Task) -> Path | None:
         """Take back what was done of ``task`` before its folder was another's; where it lay.
 
+        A status is put right that a full disk or a kill kept from saying what the result proves.
+
         Raises:
             StageError: a process works in the folder.
         """
         folder = self.root / task.name
-        if proof(folder, task.key) is not None or former(folder, task.key) is None:
+        if (result := proof(folder, task.key)) is not None:
+            self._put_right(task, result)
+            return None
+        if former(folder, task.key) is None:
             return None
         with self._hold(task) as held:
             back = held.back
         if back is not None:
             self.event(task, "back", folder=back.name)
         return back
+
+    def _put_right(self, task: Task, result: Result) -> None:
+        status = read_status(self.root / task.name)
+        if status is not None and (status.state, status.same_as) == (result.state, ""):
+            return
+
+        def told(old: Status) -> Status:
+            return replace(_bare(old), state=result.state, key=task.key, reason=result.reason)
+
+        self._write(task, told)
 
     def kept(self, task: Task) -> bool:
         """Its gate was not met: running it again would change nothing."""

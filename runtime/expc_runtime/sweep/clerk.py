@@ -30,6 +30,7 @@ __all__ = ["Clerk", "Notes"]
 _AHEAD = 256  # stages that may wait for others before the plan is read on
 _EXIT = {"INT": 130, "TERM": 143, "HUP": 129}
 _NEVER = float("inf")
+_UNFINISHED = 60.0  # seconds; older temporary files are nobody's
 _ROOM = 5.0  # seconds for somebody to make room on a full disk
 
 
@@ -171,6 +172,7 @@ class Clerk:
         Raises:
             MissingInput: the plan cannot be read to its end.
         """
+        self._clear()
         self._take_stock()
         self._breaker = Breaker(self._slots, keep=self._stock.devices)
         self._line("Sweep", f"{self._layout.experiment}: {self._stock}")
@@ -222,6 +224,8 @@ class Clerk:
     def tick(self) -> None:
         """End what has had its time, and start what has waited for another try."""
         now = time.monotonic()
+        if self._stopping:
+            self._send(b"look\n")  # bash's own waiting is by the wall clock, which may be set back
         for number, process in self._running.items():
             if process.deadline <= now:
                 self._hurry(number, process)
@@ -307,6 +311,13 @@ class Clerk:
 
     def _alive(self) -> bool:
         return any(p.pid and alive(p.pid, p.start) for p in self._running.values())
+
+    def _clear(self) -> None:
+        """Remove what killed clerks had not finished writing; a cluster's jobs write here too."""
+        for temporary in self._root.glob(".*.tmp"):
+            with suppress(OSError):
+                if time.time() - temporary.stat().st_mtime > _UNFINISHED:
+                    temporary.unlink()
 
     def _take_stock(self) -> None:
         stock, run = self._stock, 0
