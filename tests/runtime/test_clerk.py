@@ -35,6 +35,7 @@ class World:
         self.bad = {t.key: self.chance.choice(list(CODES)) for t in self.tasks if self._unlucky()}
         self.running: dict[int, tuple[Task, list[str]]] = {}
         self.attempts: Counter[str] = Counter()
+        self.sent: list[str] = []
         self.code: int | None = None
         self.clerk = Clerk(
             self.layout,
@@ -67,6 +68,7 @@ class World:
 
     def _obey(self, command: bytes) -> None:
         words = command.split(b"\n")[0].decode().split()
+        self.sent.append(words[0])
         if words[0] != "start":
             return
         log = command.split(b"\n", 1)[1].split(b"\0")[0].decode()
@@ -127,6 +129,19 @@ class World:
     def label(self, task: Task) -> str:
         status = read_status(self.layout.root / task.name)
         return status.label if status else "pending"
+
+
+def test_the_shell_is_woken_while_it_waits_for_what_was_asked_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = World(tmp_path, seed=2)
+    world.clerk.start()
+    world.clerk.tick()
+    assert world.running and "look" not in world.sent
+    world.clerk.obey("stop TERM")
+    world.clerk.tick()
+    assert world.sent[-1] == "look"
 
 
 @pytest.mark.parametrize("seed", range(50))
