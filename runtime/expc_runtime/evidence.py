@@ -9,7 +9,6 @@ import torch
 
 from expc_runtime.checkpoint import Store, load_weights
 from expc_runtime.module import Incident, Module
-from expc_runtime.randomness import random_state
 
 __all__ = ["Evidence", "find", "leave"]
 
@@ -61,7 +60,6 @@ def leave(
         "model": module.state_dict(),
         "batch": [column.detach() for column in incident.batch],
         "draws": [[g.device.type, state] for g, state in incident.draws],
-        "random": random_state(),
         "update": incident.update,
         "epoch": module.epoch,
         "drive": incident.drive,

@@ -241,7 +241,7 @@ def test_what_is_left_of_it_is_small_and_read_without_running_code(
 ) -> None:
     [left] = (sensor[0] / "checkpoints").glob("diverged-*.pt")
     held = torch.load(left, weights_only=True)["state"]
-    assert {"model", "batch", "draws", "random", "config", "precision"} <= held.keys()
+    assert {"model", "batch", "draws", "config", "precision"} <= held.keys()
     assert "optimizer" not in held
     assert all(value.isfinite().all() for value in held["model"].values())
 
