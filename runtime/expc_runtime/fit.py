@@ -42,7 +42,7 @@ from expc_runtime.measuring import Figures, NormStatistics
 from expc_runtime.memory import Memory
 from expc_runtime.module import Batch, Incident, Module
 from expc_runtime.parts import Origin, fingerprints, load_parts, outputs, parents
-from expc_runtime.progress import progress
+from expc_runtime.progress import Silent, progress
 from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
 from expc_runtime.ranks import Ranks
@@ -175,7 +175,7 @@ class Training:
 
     def run(self) -> int:
         """Prepare, train, measure, write the result; returns 0 or raises why not."""
-        self.progress = progress(self.stage.folder.name, silent=not self.ranks.first)
+        self.progress = progress(self.stage.folder.name) if self.ranks.first else Silent()
         short = source = ""
         try:
             device, origin = self._prepare()

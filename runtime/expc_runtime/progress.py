@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, Protocol
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "Silent", "progress"]
 
 
 class Progress(Protocol):
@@ -21,14 +21,14 @@ class Progress(Protocol):
     def close(self) -> None: ...
 
 
-def progress(title: str, *, silent: bool = False) -> Progress:
-    """A live display if stdout is a terminal, else plain lines; ``silent`` where another speaks."""
-    if silent:
-        return _Silent()
+def progress(title: str) -> Progress:
+    """A live display if stdout is a terminal, else plain lines."""
     return _Live(title) if sys.stdout.isatty() else _Plain(title)
 
 
-class _Silent:
+class Silent:
+    """Of a rank that another speaks for."""
+
     def tick(self, done: float, total: float, words: str) -> None:
         pass
 
