@@ -126,7 +126,7 @@ def _attempt(book: Book, attempt: Attempt, job: str) -> tuple[Status, bool]:
     ended = leash.run(
         book.command(attempt),
         book.log(attempt),
-        env=os.environ | {"EXPC_JOB": f"slurm {job}"},
+        env={"OMP_NUM_THREADS": _threads(attempt.task), **os.environ, "EXPC_JOB": f"slurm {job}"},
         timeout=attempt.task.policy.timeout,
         grace=float(os.environ.get("EXPC_GRACE", "60")),
     )
@@ -135,6 +135,12 @@ def _attempt(book: Book, attempt: Attempt, job: str) -> tuple[Status, bool]:
     reason = f": {status.reason}" if status.reason else ""
     print(f"{attempt.task.name}: {status.label} (exit {ended.code}){reason}", flush=True)
     return status, ended.asked
+
+
+def _threads(task: Task) -> str:
+    """The share of the job's CPUs that each process of the stage has."""
+    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return str(max(1, int(cpus if cpus.isdigit() else 1) // task.policy.devices))
 
 
 def _may_go_on(job: str, asked: bool) -> bool:
