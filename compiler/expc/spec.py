@@ -167,7 +167,7 @@ class Notify(Shape):
         "plain", description="the JSON that is sent: fields, or a message for a chat"
     )
     on: list[Literal["failed", "done", "end"]] = Field(
-        default_factory=lambda: ["failed", "end"],
+        ["failed", "end"],
         min_length=1,
         description="at each stage that failed, at each that is done, at the end of the sweep",
     )

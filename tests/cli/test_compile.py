@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-FILES = {"README.md", "expc.lock.json", "read.py", "sweep.sh"}
+FILES = {"README.md", "expc.lock.json", "monitor.sh", "read.py", "sweep.sh"}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[bytes, int, int]]:

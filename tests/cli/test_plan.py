@@ -129,7 +129,7 @@ def test_before_anything_ran(project: Path, expc) -> None:
 
 def test_nothing_to_do(ran: Path, expc) -> None:
     said = expc("plan", "specs/small.yaml")
-    assert "  read.py    unchanged  (4 runs)" in said.out
+    assert "  read.py     unchanged  (4 runs)" in said.out
     assert "  read  nothing to run: 4 done" in said.out
     assert "no longer count" not in said.out
 
