@@ -5,6 +5,7 @@ The words that are asked for here stand on that page.
 
 import os
 import re
+import resource
 import runpy
 import sys
 import traceback
@@ -16,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from expc.cli import main as expc
+from expc_runtime.checkpoint import Store
 from expc_runtime.rerun import main as rerun
 from expc_runtime.state import claim, read_result, read_status
 
@@ -131,13 +133,19 @@ def project(root: Path, text: str, **values: object) -> Path:
     return root / "generated" / name / "tell.py"
 
 
-def run(root: Path, module: Path, out: str, faults: str = "") -> tuple[int, str]:
-    """Exit code of a run, and what it said."""
+def run(
+    root: Path, module: Path, out: str, *flags: str, faults: str = "", room: int = 0
+) -> tuple[int, str]:
+    """Exit code of a run, and what it said; ``room`` is the bytes that it may ask for, if not 0."""
 
     def work() -> int:
         if faults:
             os.environ["EXPC_FAULTS"] = faults
-        sys.argv = [str(module), "--out", out, "--device", "cpu"]
+        if room:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * os.sysconf("SC_PAGE_SIZE") + room
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        sys.argv = [str(module), "--out", out, "--device", "cpu", *flags]
         try:
             runpy.run_path(str(module), run_name="__main__")
         except SystemExit as end:
@@ -246,6 +254,24 @@ def test_what_is_left_of_it_is_small_and_read_without_running_code(
     assert all(value.isfinite().all() for value in held["model"].values())
 
 
+def test_what_a_graphics_card_left_is_seen_on_the_cpu(
+    sensor: tuple[Path, int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(sensor[0] / "checkpoints")
+    found = store.left()
+    assert found is not None
+    state, _ = found
+    draws = [*state["draws"], ["cuda", torch.zeros(16, dtype=torch.uint8)]]
+    path = store.leave({**state, "device": "cuda:0", "draws": draws, "update": 5}, step=5)
+    try:
+        assert rerun([str(sensor[0]), "--update", "5"]) == 0
+        told = capsys.readouterr().out
+        assert "update 5 of optimizer `model`: 16-mixed on cuda:0, here on cpu" in told
+        assert "the op: `pow`" in told
+    finally:
+        path.unlink()
+
+
 def test_a_stage_that_did_not_diverge_has_nothing_to_see(
     watched: tuple[Path, int, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,7 +296,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
         epochs=4,
     )
     out = root / "runs" / "watched" / "seed=0" / "tell"
-    code, said = run(root, module, str(out.relative_to(root)), "*=oom@7")
+    code, said = run(root, module, str(out.relative_to(root)), faults="*=oom@7")
     return out, code, said
 
 
@@ -299,6 +325,19 @@ def test_when_memory_then_runs_out_that_is_a_leak_of_this_hook(
     assert "hooks and lists 2" in status.reason
     assert "saved: the same command goes on from update 7" in status.reason
     assert_on_the_page(said[said.index("failed(") :])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux limits address space")
+def test_where_memory_really_ends_there_is_enough_to_say_so_and_save(
+    watched: tuple[Path, int, str],
+) -> None:
+    root = watched[0].parents[3]
+    module = root / "generated" / "watched" / "tell.py"
+    code, said = run(root, module, "runs/watched/seed=2/tell", "--epochs", "60", room=700 * 2**20)
+    assert code == 72, said
+    assert "can't allocate memory" in said
+    assert "a leak: list `_seen` in a forward hook (rig/models.py:18)" in said
+    assert re.search(r"saved: the same command goes on from update \d\d", said)
 
 
 def test_a_run_that_leaks_and_ends_says_so_in_its_result(watched: tuple[Path, int, str]) -> None:
