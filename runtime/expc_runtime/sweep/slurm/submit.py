@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -99,7 +99,9 @@ def submit(layout: Layout, args: argparse.Namespace, jobs: BinaryIO, plan: Binar
         BadValue: Slurm takes no such job, or does not answer.
     """
     asks = {stage: Ask.read(words) for stage, *words in records(jobs)}
-    with _guard(layout.root), _guard(layout.smoked().root):
+    with ExitStack() as held:
+        for root in dict.fromkeys((layout.root, layout.smoked().root)):
+            held.enter_context(_guard(root))
         folder = new_folder(layout.root)
         with (folder / "plan").open("wb") as file:
             shutil.copyfileobj(plan, file)
