@@ -1,4 +1,4 @@
-"""Faults on order, for tests of what happens when a run fails.
+"""Faults on order, for tests of what happens when a stage that trains fails.
 
 ``EXPC_FAULTS`` names them, separated by ``;``. Each is ``GLOB=KIND@UPDATE[#ATTEMPT]``: GLOB is matched
 against the run's ``out`` as `fnmatch` does, UPDATE counts from 0, ATTEMPT from 1 (every attempt, if

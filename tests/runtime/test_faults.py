@@ -117,6 +117,21 @@ def test_each_kind_ends_the_run_at_its_update(
     assert status is not None and status.label == label
 
 
+def test_a_leak_that_was_ordered_is_found_as_any_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPC_FAULTS", "*=leak:2000000@0; *=oom@14")
+    assert run(root) == 72
+    status = read_status(root / Config().out)
+    assert status is not None and status.label == "failed(leak)"
+    assert "list `leaked` in a forward pre-hook (expc_runtime/faults.py:" in status.reason
+
+
+def test_what_is_slow_arrives(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPC_FAULTS", "*=slow:0.001@3")
+    assert run(root) == 0
+
+
 def test_another_run_and_another_attempt_are_spared(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
