@@ -40,14 +40,15 @@ def blame(
     sight = _before_any_op(module, incident.batch) or _again(module, incident)
     lines += told(sight)
     half = module.half_dtype
-    if half is not None and sight.fault and not sight.known:
+    if half is not None and sight.fault and not sight.known and not sight.failed:
         again = _again(module, incident, half=False)
         name = str(half).removeprefix("torch.")
-        lines.append(
-            f"  in float32 too: it is not {name}"
-            if again.fault
-            else f"  in float32 the same batch is finite: {name} is the cause"
-        )
+        if again.failed:
+            lines.append(f"  in float32: {again.fault}")
+        elif again.fault:
+            lines.append(f"  in float32 too: it is not {name}")
+        else:
+            lines.append(f"  in float32 the same batch is finite: {name} is the cause")
     if where := origin(incident.update, sight.rows):
         lines.append(f"  {where}")
     if sight.fault and (end := keep(incident)):
@@ -75,6 +76,7 @@ class Sight:
     origin: Origin | None = None
     rows: tuple[int, ...] = ()  # of the batch, that are bad, where they can be told
     known: bool = False  # before anything was computed
+    failed: bool = False  # it could not be run again; the fault says why
     seen: list[Seen] = field(default_factory=list)
 
 
@@ -117,14 +119,12 @@ def _bad_rows(column: Tensor) -> tuple[int, ...]:
 
 
 def _again(module: Module, incident: Incident, *, half: bool = True) -> Sight:
-    """`look`, where there is memory for it."""
-    short = ""
+    """`look`; what stops it is told, and is no reason to forget what it was about."""
     try:
         return look(module, incident, half=half)
-    except (MemoryError, RuntimeError) as error:
-        if not (short := exhausted(error)):
-            raise
-    return Sight(f"there was no memory to look closer: {short}")
+    except Exception as error:  # noqa: BLE001  somebody's code, run a second time
+        why = exhausted(error) or f"{type(error).__name__}: {error}"
+    return Sight(f"it could not be run again: {why}", failed=True)
 
 
 def look(module: Module, incident: Incident, *, half: bool = True) -> Sight:

@@ -153,6 +153,29 @@ def test_what_was_drawn_is_drawn_again(seed: int) -> None:
     assert "the op: `log` (aten.log.default) gave" in str(hit.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyError("gone"), "KeyError: 'gone'"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "CUDA"),
+    ],
+)
+def test_an_update_that_cannot_be_run_again_diverged_all_the_same(
+    error: Exception, told: str
+) -> None:
+    calls: list[int] = []
+
+    def once(y: Tensor) -> Tensor:
+        calls.append(1)
+        if len(calls) > 1:
+            raise error
+        return y.mean() * math.nan
+
+    said = diverges(Net(once), (rows(),), "bf16-mixed")
+    assert f"it could not be run again: {told}" in said
+    assert "in float32" not in said
+
+
 def test_what_is_said_of_it_last_is_what_was_kept() -> None:
     net = Net(zeroed)
     net.on_diverged(lambda incident: f"kept {len(incident.batch[0])} rows")
