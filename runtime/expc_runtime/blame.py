@@ -51,10 +51,11 @@ def blame(
             lines.append(f"  in float32 the same batch is finite: {name} is the cause")
     if where := origin(incident.update, sight.rows):
         lines.append(f"  {where}")
-    if sight.fault and (end := keep(incident)):
+    guilty = bool(sight.fault) and not sight.failed
+    if (guilty or module.ranks.size == 1) and (end := keep(incident)):
         lines.append(f"  {end}")
     error = Diverged("\n".join(lines))
-    error.found = bool(sight.fault)
+    error.found = guilty
     error.source = sight.origin.source if sight.origin else ""
     return error
 
