@@ -167,3 +167,26 @@ def test_a_limit_on_the_size_of_files_loses_nothing(blocks: int, sweep) -> None:
     out = sweep.settled(process)
     assert "Traceback" not in out, out
     sweep.finish()
+
+
+CLERK = """#!/usr/bin/env bash
+# In the place of python: the clerk, whose words come in pieces, a second and more apart.
+if (( $# == 2 )); then exec "$REAL" "$@"; fi
+printf 'sta'; sleep 1.4
+printf 'rt 1 3 - '; sleep 1.2
+printf '1\\nlog\\0touch\\0started\\0'
+while read -r word id code; do
+  [[ $word != ended ]] || { echo "$code" >code; printf 'qui'; sleep 1.3; printf 't 7\\n'; exit 7; }
+done
+"""
+
+
+def test_a_word_that_comes_in_pieces_is_one_word(sweep) -> None:
+    """The shell looks up once a second, and may do so in the middle of a line."""
+    sweep.plan(runs=1)
+    fake = sweep.root / "clerk"
+    fake.write_text(CLERK)
+    fake.chmod(0o755)
+    code, out = sweep.run(PYTHON=str(fake), REAL=sweep.env["PYTHON"])
+    assert (code, (sweep.root / "started").exists()) == (7, True), out
+    assert (sweep.root / "code").read_text() == "0\n"

@@ -109,14 +109,20 @@ serve() {
   trap 'tell status' USR1
   trap leave EXIT
 
-  local word a b c d code status
+  local part line='' word a b c d code status
+  local -
+  set -f  # the words of a line are words
   while :; do
     reap
     [[ -z $stopping || -n $killed ]] || { uptime && (( now < deadline )); } || signal_all KILL
-    read -r -t 1 word a b c d <&"$from"
+    IFS= read -r -t 1 part <&"$from"
     status=$?
+    line+=$part  # the second may be over in the middle of a line
     (( status > 128 )) && continue
     (( status == 0 )) || clerk_gone
+    # shellcheck disable=SC2086
+    set -- $line
+    line='' word=${1-} a=${2-} b=${3-} c=${4-} d=${5-}
     case $word in
       start) mapfile -d '' -t -n "$b" words <&"$from" && start "$a" "$c" "$d" "${words[@]}" ;;
       signal) [[ -z ${pids[$a]-} ]] || signal "$b" "${pids[$a]}" ;;
