@@ -5,11 +5,12 @@ measured, a checkpoint, a result.
 
 - cold: `python tell.py --smoke`, which loads torch and Lightning;
 - forked: the same through a running launcher: caller, server and the forked process;
-- in a sweep: what each further run adds to `sweep.sh --smoke` (launcher, state and bash included).
+- in a sweep: what each further run adds to `sweep.sh --smoke` (launcher, state and bash included);
+- 32 of them: a whole `sweep.sh --smoke`, with the launcher and without (EXPC_LAUNCHER=0).
 
 The row "with nothing to do" is an empty script: what the launcher itself costs.
 
-python -m benchmarks.launch     # Linux; about a minute
+python -m benchmarks.launch     # Linux; five minutes, four of them for the 32 without
 """
 
 import argparse
@@ -37,6 +38,7 @@ ENV = os.environ | {
 }
 BUDGET = 0.3
 FEW, MANY = 2, 10
+TINY = 32
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -111,17 +113,34 @@ def sweeps(folder: Path, rounds: int) -> list[float]:
     ]
 
 
+def whole(folder: Path) -> tuple[float, float]:
+    """CPU seconds of a sweep of `TINY` runs, with the launcher and without; each run is proved done."""
+    made = compile_in(folder, "even", spec(TINY))
+
+    def run(launcher: str) -> float:
+        shutil.rmtree(folder / "runs", ignore_errors=True)
+        command = ["bash", str(made / "sweep.sh"), "--smoke"]
+        cost = cpu_of(command, folder, ENV | {"EXPC_LAUNCHER": launcher})
+        proved = len(list((folder / "runs").glob("*/*/*/result.json")))
+        if proved != TINY:
+            raise RuntimeError(f"{proved} of {TINY} runs have a result")
+        return cost
+
+    return run("1"), run("0")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="CPU seconds of starting a run.")
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
     # Short, since the path of a socket holds 107 bytes.
     with tempfile.TemporaryDirectory(prefix="expc.") as made:
-        alone, swept = Path(made, "alone"), Path(made, "swept")
-        alone.mkdir()
-        swept.mkdir()
+        alone, swept, tiny = (Path(made, name) for name in ("alone", "swept", "tiny"))
+        for folder in (alone, swept, tiny):
+            folder.mkdir()
         costs = starts(alone, rounds)
         added = sweeps(swept, rounds)
+        with_, without = whole(tiny)
     return report(
         "Start of a run, CPU seconds",
         [
@@ -129,6 +148,8 @@ def main() -> int:
             at_most("the same with nothing to do", costs["empty"], BUDGET, "s"),
             at_most("a further run of a sweep", added, BUDGET, "s"),
             speed_up("cold start / start through the launcher", costs["cold"], costs["forked"], 1),
+            at_most(f"a sweep of {TINY} runs, each run's share", [with_ / TINY], BUDGET, "s"),
+            speed_up(f"{TINY} runs: without / with the launcher", [without], [with_], 1),
         ],
     )
 
