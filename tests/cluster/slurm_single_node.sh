@@ -87,7 +87,7 @@ wait_for() {
   done
 }
 
-alive() { [[ -s $1 ]] && kill -0 "$(<"$1")" 2>/dev/null; }
+dead() { ! kill -0 "$1" || grep -q '^State:.Z' "/proc/$1/status"; } # its parent may ask for it late
 up() { sinfo -h -o %T | grep -qE '^(idle|mixed|allocated)'; }
 queue_empty() { [[ -z $(squeue -h) ]]; }
 
@@ -104,12 +104,12 @@ start() {
   wait_for up
 }
 
-stop() { # DAEMON
+stop() { # DAEMON SIGNAL
   local file=$SLURM_LAB/run/$1.pid pid
   [[ -s $file ]] || return 0
   pid=$(<"$file")
-  kill "$pid" 2>/dev/null || return 0
-  wait_for bash -c "! kill -0 $pid" || kill -KILL "$pid"
+  kill "-$2" "$pid" 2>/dev/null || return 0
+  wait_for dead "$pid" || kill -KILL "$pid"
 }
 
 case ${1-} in
@@ -117,12 +117,12 @@ case ${1-} in
   stop)
     scancel -u "$user" 2>/dev/null || true
     wait_for queue_empty || true
-    stop slurmd
-    stop slurmctld
-    stop munged
+    for daemon in slurmd slurmctld munged; do # nothing of it is kept, so there is nothing to wait for
+      stop "$daemon" KILL
+    done
     ;;
   restart-controller)
-    stop slurmctld
+    stop slurmctld TERM
     slurmctld
     wait_for scontrol ping
     ;;

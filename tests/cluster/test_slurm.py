@@ -11,7 +11,7 @@ from expc_runtime.state.plan import Layout, tasks
 from expc_runtime.sweep.book import Book
 from expc_runtime.sweep.slurm.options import Ask
 from expc_runtime.sweep.slurm.submission import latest, read_job
-from expc_runtime.sweep.slurm.submit import stock_of
+from expc_runtime.sweep.slurm.submit import Stock
 
 Wait = Callable[..., None]
 
@@ -102,12 +102,33 @@ def test_what_was_edited_after_the_submission_is_refused(
     module.write_text(module.read_text().replace("0123456789ab", "ba9876543210"))
     found = latest(project.root / "runs/fake")
     assert found is not None
-    slurm.call("scancel", "--batch", "--signal=TERM", f"{found[1].jobs[0]}_0")
+    slurm.call("scancel", str(found[1].jobs[0]))
     wait_for(lambda: over(slurm), "end")
-    status = project.status("a,seed=0/read")
-    assert status.label == "failed(missing_input)"
-    assert "stage.py has changed since the sweep was submitted" in status.reason
-    assert project.label("b,seed=0/read") == "done"
+    assert project.label("a,seed=0/read") == "interrupted"
+    assert not list(project.stage("a,seed=0").glob("*.was-*"))  # for the new one
+    log = (project.root / found[0] / "two.0-0.log").read_text()
+    assert "stage.py has changed since the sweep was submitted" in log
+
+
+def test_what_was_done_for_another_run_is_found_where_it_is(slurm: Any, project: Any) -> None:
+    behind = (
+        "run z 0",
+        "stage read stage.py --",
+        "stage two stage.py --after read -- --parent read",
+    )
+    project.plan(*behind)
+    assert project.run("sweep.sh")[0] == 0
+    project.plan(
+        "run a 0",
+        "stage read stage.py --",
+        "stage two stage.py --after read -- --parent read --lr 2",
+        *behind,
+    )
+    code, out = project.run("slurm.sh", "--wait")
+    assert code == 0, out
+    assert "1 to run, 2 settled, 1 the same as another" in out
+    assert project.status("a,seed=0/read").same_as == "z,seed=0/read"
+    assert project.started()[2:] == ["a,seed=0/two"]
 
 
 def test_a_module_that_cannot_make_two_updates_stops_everything(slurm: Any, project: Any) -> None:
@@ -201,7 +222,8 @@ def test_a_long_stage_is_cut_into_arrays_and_keeps_its_order(
     monkeypatch.chdir(project.root)
     layout = Layout("fake", "generated/fake")
     with plan.open("rb") as file:
-        stock = stock_of(project.root, tasks(file, layout), Book(layout), 2)
+        stock = Stock(project.root, Book(layout), 2, {})
+        stock.take(tasks(file, layout))
     names = [(array.name, array.size) for array in stock.order()]
     assert names == [
         (f"{s}.{n}", size) for s in ("read", "two") for n, size in enumerate((2, 2, 1))

@@ -80,8 +80,12 @@ class Task:
         return self.declared.values(self.argv[2:]) if self.declared else {}
 
 
-def tasks(plan: BinaryIO, layout: Layout) -> Iterator[Task]:
+def tasks(
+    plan: BinaryIO, layout: Layout, known: Mapping[str, Declared] | None = None
+) -> Iterator[Task]:
     """The stage instances of ``plan``, in its order and in constant memory.
+
+    ``known`` are modules, by path, that are not read again: as they were when the plan was kept.
 
     ``plan`` holds records of NUL-ended words, each led by its number of words: ``limit STAGE
     [--timeout SECONDS] [--devices N]``, ``retry STAGE CLASS [--times N] [--delay SECONDS]
@@ -91,7 +95,7 @@ def tasks(plan: BinaryIO, layout: Layout) -> Iterator[Task]:
     Raises:
         MissingInput: the plan breaks off, a module cannot be read or does not take a flag.
     """
-    modules: dict[str, Declared] = {}
+    modules = dict(known or {})
     policies: dict[str, Policy] = {}
     index, run, condition, seed = 0, "", "", ""
     earlier: dict[str, Task] = {}

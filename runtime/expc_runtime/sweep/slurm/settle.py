@@ -2,7 +2,7 @@
 
 import fnmatch
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,24 +14,36 @@ from expc_runtime.sweep import ends
 from expc_runtime.sweep.book import Attempt, Book
 from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.slurm import queue
-from expc_runtime.sweep.slurm.submission import Submission
+from expc_runtime.sweep.slurm.submission import Submission, kept
 from expc_runtime.sweep.slurm.task import point
 from expc_runtime.sweep.slurm.told import finished, note
 
-__all__ = ["selected", "settle"]
+__all__ = ["proved", "selected", "settle"]
 
 _CODES = {"TIMEOUT": 124, "OUT_OF_MEMORY": 71}  # else 137
 
 
-def selected(plan: Path, layout: Layout, only: str) -> Iterator[Task]:
-    """The tasks of the selected runs, which are counted from 1 among themselves."""
+def selected(folder: Path, layout: Layout, only: str) -> Iterator[Task]:
+    """The tasks of the selected runs of a submission, which are counted from 1 among themselves."""
     number = last = 0
-    with plan.open("rb") as file:
-        for task in tasks(file, layout):
+    with (folder / "plan").open("rb") as file:
+        for task in tasks(file, layout, kept(folder)):
             if fnmatch.fnmatchcase(task.run, only):
                 number += task.index != last
                 last = task.index
                 yield replace(task, index=number)
+
+
+def proved(book: Book, stages: Iterable[Task]) -> dict[str, str]:
+    """Key -> ``<run>/<stage>`` of the first of ``stages`` whose own folder proves it done."""
+    homes: dict[str, str] = {}
+    for task in stages:
+        if task.skip or task.key in homes or book.proof(task) is None:
+            continue
+        status = read_status(book.root / task.name)
+        if status is None or not status.same_as:
+            homes[task.key] = task.name
+    return homes
 
 
 def settle(folder: Path, console: Console) -> int:
@@ -47,7 +59,7 @@ def settle(folder: Path, console: Console) -> int:
         note(submission, "end", "nothing was started", state="failed")
         replace(submission, code=CRASH).write(folder)
         return CRASH
-    settling = _Settling(book)
+    settling = _Settling(book, proved(book, _tasks(folder, submission)))
     for task in _tasks(folder, submission):
         settling.take(task)
     code = int(settling.bad)
@@ -67,9 +79,9 @@ def settle(folder: Path, console: Console) -> int:
 
 def _tasks(folder: Path, submission: Submission) -> Iterator[Task]:
     if not submission.after:
-        return selected(folder / "plan", submission.layout, submission.only)
+        return selected(folder, submission.layout, submission.only)
     chosen = set((folder / "picked").read_text(encoding="utf-8").split("\0"))
-    whole = selected(folder / "plan", submission.layout, submission.only)
+    whole = selected(folder, submission.layout, submission.only)
     return (task for task in whole if task.name in chosen)
 
 
@@ -99,9 +111,9 @@ def _say(console: Console, word: str, text: str) -> None:
 class _Settling:
     """One pass over the plan, parents before dependants."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: Book, homes: dict[str, str]) -> None:
         self._book = book
-        self._homes: dict[str, str] = {}  # key -> <run>/<stage> that runs the instance
+        self._homes = homes  # key -> <run>/<stage> that runs the instance
         self.last = Task(0, "", "", "", "")
         self.counts: dict[str, int] = {}
         self.runs = 0

@@ -1,13 +1,14 @@
 """What a submission keeps of itself, so that no later edit reaches its tasks.
 
 ``runs/<experiment>/slurm/<n>/``: ``submission.json`` (`Submission`), ``plan`` (the records of
-sweep.sh), one ``<stage>.<chunk>.jsonl`` for each array with a line for each of its tasks (`Job`),
+sweep.sh), ``modules`` (copies of those that the plan names), one ``<stage>.<chunk>.jsonl`` for each array with a line for each of its tasks (`Job`),
 and the logs of Slurm's own words, ``<stage>.<chunk>-<task>.log``.
 """
 
 import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Self, TextIO
 from expc_runtime.errors import Locked, MissingInput
 from expc_runtime.state.files import plain, read_json, write_json
 from expc_runtime.state.plan import Layout, Policy, Retry, Task
-from expc_runtime.state.program import read_program
+from expc_runtime.state.program import Declared, read_program
 from expc_runtime.sweep.slurm import queue
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "add",
     "declared",
     "digest",
+    "keep",
+    "kept",
     "latest",
     "new_folder",
     "read_job",
@@ -131,6 +134,19 @@ def refuse_queued(root: Path) -> None:
 def _newest(root: Path) -> int:
     names = (path.name for path in (root / "slurm").glob("*"))
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def keep(folder: Path, module: str) -> None:
+    """Copy ``module``, so that the plan can be read as it was, whatever becomes of it."""
+    copy = folder / "modules" / module
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(module, copy)
+
+
+def kept(folder: Path) -> dict[str, Declared]:
+    """The modules of a submission, by path, as they were."""
+    root = folder / "modules"
+    return {str(file.relative_to(root)): read_program(file) for file in root.rglob("*.py")}
 
 
 def digest(module: str) -> str:

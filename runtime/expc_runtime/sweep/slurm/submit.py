@@ -22,19 +22,20 @@ from expc_runtime.sweep.book import Book
 from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.slurm import queue
 from expc_runtime.sweep.slurm.options import Ask
-from expc_runtime.sweep.slurm.settle import selected, settle
+from expc_runtime.sweep.slurm.settle import proved, selected, settle
 from expc_runtime.sweep.slurm.submission import (
     Job,
     Parent,
     Submission,
     add,
     digest,
+    keep,
     new_folder,
     refuse_queued,
 )
 from expc_runtime.sweep.slurm.told import queued
 
-__all__ = ["stock_of", "submit"]
+__all__ = ["Stock", "submit"]
 
 _LOOK = 2.0  # seconds between two looks at a submission that is waited for
 
@@ -46,6 +47,7 @@ class _Array:
     stage: str
     number: int
     size: int = 0
+    file: TextIO | None = None  # while its tasks are written
 
     @property
     def name(self) -> str:
@@ -53,9 +55,20 @@ class _Array:
 
 
 @dataclass
-class _Stock:
-    """What is to be submitted: arrays on disk, and the order among their stages."""
+class Stock:
+    """What is to be submitted: arrays in ``folder``, and the order among their stages.
 
+    Args:
+        folder: of the submission.
+        book: what is settled already.
+        limit: tasks that an array may have.
+        homes: ``<run>/<stage>`` of each key that is proved done (`proved`).
+    """
+
+    folder: Path
+    book: Book
+    limit: int
+    homes: dict[str, str]
     arrays: list[_Array] = field(default_factory=list)
     after: dict[str, set[str]] = field(default_factory=dict)  # stage -> its parents
     modules: dict[str, str] = field(default_factory=dict)
@@ -63,6 +76,31 @@ class _Stock:
     stages: int = 0
     settled: int = 0
     repeated: int = 0
+
+    def take(self, stages: Iterable[Task]) -> None:
+        """Write the tasks of each array that ``stages`` need; what is settled or hopeless is left out.
+
+        Raises:
+            MissingInput: there is none, or a module cannot be read.
+        """
+        hopeless: set[str] = set()  # keys of what does not run and lets nothing run
+        earlier: dict[str, Task] = {}
+        run = 0
+        with ExitStack() as files:
+            for task in stages:
+                if task.index != run:
+                    run, earlier = task.index, {}
+                    self.runs += 1
+                self.stages += 1
+                earlier[task.stage] = task
+                if not task.skip:
+                    self._keep(task.argv[1])
+                if not self._runs(task, hopeless):
+                    continue
+                parents = (Parent(earlier[p], self.homes[earlier[p].key]) for p in task.after)
+                add(self._array(task, files), Job(task, tuple(parents)))
+        if not self.runs:
+            raise MissingInput("no run matches --only")
 
     def order(self) -> list[_Array]:
         """Parents first.
@@ -76,6 +114,44 @@ class _Stock:
             circle = " -> ".join(error.args[1])
             raise MissingInput(f"stages wait for each other: {circle}; use sweep.sh") from None
         return sorted(self.arrays, key=lambda array: (stages.index(array.stage), array.number))
+
+    def _runs(self, task: Task, hopeless: set[str]) -> bool:
+        """Whether ``task`` is to be run, and for no other run already."""
+        result = None if task.skip else self.book.proof(task)
+        if result is not None:
+            self.settled += 1
+            if ends.ended(result) not in ends.GOOD:
+                hopeless.add(task.key)
+        elif task.skip or self.book.kept(task):
+            self.settled += 1
+            hopeless.add(task.key)
+        elif task.key in self.homes:
+            self.repeated += 1
+        elif any(key in hopeless for key in task.parents):
+            hopeless.add(task.key)
+        else:
+            self.homes[task.key] = task.name
+            return True
+        self.homes.setdefault(task.key, task.name)
+        return False
+
+    def _array(self, task: Task, files: ExitStack) -> TextIO:
+        """Where the next task of its stage is written."""
+        array = next((a for a in reversed(self.arrays) if a.stage == task.stage), None)
+        if array is None or array.size == self.limit:
+            array = _Array(task.stage, array.number + 1 if array else 0)
+            self.arrays.append(array)
+            path = self.folder / f"{array.name}.jsonl"
+            array.file = files.enter_context(path.open("w", encoding="utf-8"))
+        array.size += 1
+        self.after.setdefault(task.stage, set()).update(task.after)
+        assert array.file is not None
+        return array.file
+
+    def _keep(self, module: str) -> None:
+        if module not in self.modules:
+            self.modules[module] = digest(module)
+            keep(self.folder, module)
 
     def __str__(self) -> str:
         left = sum(array.size for array in self.arrays)
@@ -152,7 +228,7 @@ class _Sender:
     def rehearse(self, real: Path) -> Path | None:
         """Submit two updates of every module that has never run, if there are any."""
         smoked = self._layout.smoked()
-        picked = cover(selected(real / "plan", smoked, self._args.only), self._layout)
+        picked = cover(selected(real, smoked, self._args.only), self._layout)
         if not picked:
             return None
         folder = new_folder(smoked.root)
@@ -164,7 +240,7 @@ class _Sender:
     def send(
         self,
         folder: Path,
-        picked: Iterable[Task] | None,
+        picked: Sequence[Task] | None,
         *,
         before: Path | None = None,
         after: Path | None = None,
@@ -175,12 +251,13 @@ class _Sender:
         """
         layout = self._layout.smoked() if after else self._layout
         only = self._args.only
-        stock = stock_of(
-            folder,
-            selected(folder / "plan", layout, only) if picked is None else picked,
-            Book(layout),
-            self._limit,
-        )
+        book = Book(layout)
+
+        def stages() -> Iterator[Task]:
+            return iter(picked) if picked is not None else selected(folder, layout, only)
+
+        stock = Stock(folder, book, self._limit, proved(book, stages()))
+        stock.take(stages())
         submission = Submission(
             experiment=layout.experiment,
             folder=layout.folder,
@@ -207,7 +284,7 @@ class _Sender:
                 queue.cancel(smoke.jobs)
             raise
 
-    def _send(self, folder: Path, stock: _Stock, submission: Submission) -> Submission:
+    def _send(self, folder: Path, stock: Stock, submission: Submission) -> Submission:
         first = self._first(submission)
         ids: dict[str, list[int]] = {}
         for array in stock.order():
@@ -253,57 +330,6 @@ class _Sender:
 
     def _say(self, word: str, text: str) -> None:
         self._console.line(time.strftime("[%Y-%m-%d %H:%M:%S] ") + f"{word:<8}{text}")
-
-
-def stock_of(folder: Path, stages: Iterable[Task], book: Book, limit: int) -> _Stock:
-    """Write the tasks of each array that ``stages`` need; what is settled or hopeless is left out."""
-    stock, run = _Stock(), 0
-    homes: dict[str, str] = {}
-    hopeless: set[str] = set()  # keys of what does not run and lets nothing run
-    files: dict[str, TextIO] = {}
-    earlier: dict[str, Task] = {}
-    open_: dict[str, _Array] = {}
-    try:
-        for task in stages:
-            if task.index != run:
-                run, earlier = task.index, {}
-                stock.runs += 1
-            stock.stages += 1
-            earlier[task.stage] = task
-            known = task.key in homes
-            home = homes.setdefault(task.key, task.name) if task.key else task.name
-            result = None if task.skip else book.proof(task)
-            if result is not None and ends.ended(result) not in ends.GOOD:
-                hopeless.add(task.key)
-            if task.skip or result is not None or book.kept(task):
-                stock.settled += 1
-                if result is None:
-                    hopeless.add(task.key)
-            elif known:
-                stock.repeated += 1
-            elif any(key in hopeless for key in task.parents):
-                hopeless.add(task.key)
-            else:
-                array = open_.get(task.stage)
-                if array is None or array.size == limit:
-                    number = array.number + 1 if array else 0
-                    array = open_[task.stage] = _Array(task.stage, number)
-                    stock.arrays.append(array)
-                    files[array.name] = (folder / f"{array.name}.jsonl").open("w", encoding="utf-8")
-                parents = tuple(Parent(earlier[p], homes[earlier[p].key]) for p in task.after)
-                add(files[array.name], Job(task, parents))
-                array.size += 1
-                stock.after.setdefault(task.stage, set()).update(task.after)
-                module = task.argv[1]
-                if module not in stock.modules:
-                    stock.modules[module] = digest(module)
-            del home
-    finally:
-        for file in files.values():
-            file.close()
-    if not stock.runs:
-        raise MissingInput("no run matches --only")
-    return stock
 
 
 def _tell(submission: Submission, console: Console) -> None:
