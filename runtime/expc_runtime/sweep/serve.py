@@ -199,9 +199,9 @@ class Sweep:
 
 def serve(layout: Layout, args: argparse.Namespace) -> int:
     """Be the clerk of sweep.bash until it goes away."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the writers of the plan are our children
     try:
         refuse_queued(layout.root)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the writers of the plan are our children
         sweep = Sweep(layout, args, slots=Slots(gpus(), args.jobs), send=_send)
         sweep.start()
         _listen(sweep)
