@@ -162,7 +162,13 @@ def _array(trial: Trial) -> None:
     script = '#!/bin/bash\neval "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" commands)"\n'
     (trial.root / "array.sh").write_text(script)
     last = trial.runs - 1
-    trial.call("sbatch", "--wait", "--output=/dev/null", f"--array=0-{last}", "array.sh")
+    subprocess.run(  # exits with the highest code of its tasks
+        ["sbatch", "--wait", "--output=/dev/null", f"--array=0-{last}", "array.sh"],
+        cwd=trial.root,
+        env=trial.env,
+        check=False,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 @dataclass(frozen=True)
@@ -200,15 +206,16 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     }
 
     def lab(verb: str) -> None:
-        log = (folder.parent / "lab.log").open("a")
-        subprocess.run(
-            ["bash", str(LAB), verb],
-            env=os.environ | env,
-            check=True,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        with (folder.parent / "lab.log").open("w+") as log:  # a pipe would be held by its daemons
+            code = subprocess.call(
+                ["bash", str(LAB), verb],
+                env=os.environ | env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            if code:
+                raise RuntimeError(f"{LAB.name} {verb} exits {code}:\n{log.seek(0) or log.read()}")
 
     lab("start")
     try:
