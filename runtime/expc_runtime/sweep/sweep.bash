@@ -198,7 +198,10 @@ signal() { # SIGNAL PID; the group does not exist until setsid has run
 # a trap, would take the time limit off the `read` that it interrupts.
 uptime() { { now=$(</proc/uptime); } 2>/dev/null && now=${now%%.*} || now=$SECONDS; }
 
-tell() { { printf '%s\n' "$*" >&"$to"; } 2>/dev/null; }
+tell() { # a trap may call it from within `IFS= read`, where words would be joined by nothing
+  local IFS=' '
+  { printf '%s\n' "$*" >&"$to"; } 2>/dev/null
+}
 
 clerk_gone() {
   local code
