@@ -68,6 +68,11 @@ def _idle(item: Any) -> bool:
     return type(flag) is Flag and flag.idle
 
 
+def same_kind(one: Flag, other: Flag) -> bool:
+    """Whether two flags are the same field of the same code, at what values ever."""
+    return one.path == other.path and _kind(one.default) == _kind(other.default)
+
+
 @cache
 def _telling(kind: Any) -> tuple[str, ...]:
     """The fields of a dataclass that make a difference to what runs."""

@@ -13,6 +13,7 @@ from expc import digest
 from expc.experiment import Experiment, Stage
 from expc.findings import Finding, SpecError, listed, suggest
 from expc.ir import Backend, Flag, Notify, Option, Policy, Program, Retry
+from expc.lower import lower
 from expc.resolve import Document, Override, resolve
 from expc.source import KeyPath
 from expc.spec import HALF, RayTask, Slurm
@@ -43,8 +44,11 @@ class Planned:
 
 
 def _turns(flag: Flag, value: Any) -> bool:
-    if value == HALF and isinstance(flag.default, int | float):
-        return flag.default not in (0, 1) or isinstance(flag.default, float)
+    now = flag.default
+    if value == HALF and isinstance(now, float):
+        return now != 0
+    if value == HALF and type(now) is int:
+        return abs(now) > 1
     return word(flag, value) != word(flag, flag.default)
 
 
@@ -192,7 +196,7 @@ def _unfit(
             help="leave it out; less memory is what `microbatch: half` is for",
         )
     elif value != HALF or flag.choices:
-        yield from _refused(document, space, one, path)
+        yield from _refused(document, space, one, path, flag)
     elif not _is_number(flag.default):
         yield Finding(
             "XC510",
@@ -219,16 +223,35 @@ def _kept(flag: Flag, path: str) -> str:
     return "" if why is _SHAPES and isinstance(flag.default, float) else why
 
 
-def _refused(document: Document, space: Space, one: Planned, path: str) -> Iterator[Finding]:
-    """What the spec would be told if it said itself what a retry makes of it."""
+def _refused(
+    document: Document, space: Space, one: Planned, path: str, flag: Flag
+) -> Iterator[Finding]:
+    """What the spec would be told if it said itself what a retry makes of it, or why no flag could say that."""
     variant = next(v for v in space.variants if one.stage.name in v.programs)
     firsts = [each for axis in space.loops if axis.rows for each in axis.row(0)]
     span = document.tree.at(one.at(path)).value
     moved = Override(f"{one.stage.name}.{path}", one.written.changes[path], span)
     try:
-        resolve(document, (*variant.overrides(), *firsts, moved))
+        then = resolve(document, (*variant.overrides(), *firsts, moved))
     except SpecError as error:
         yield from error.findings
+        return
+    program, _ = lower(then, then.stages[one.stage.name], [flag.path])
+    if not any(digest.same_kind(each, flag) for each in program.flags):
+        yield Finding(
+            "XC510",
+            f"`{path}` can't become {_shown(one.written.changes[path])} in a retry",
+            span,
+            why=_CODE,
+            help=f"set it to a value of the kind that it has, `{word(flag, flag.default)}`, or leave it out",
+        )
+
+
+_CODE = "that decides the code of the stage: another program has results of its own"
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else f"`{_yaml(value)}`"
 
 
 def _is_number(value: object) -> bool:
@@ -265,18 +288,21 @@ def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyP
     elif held is not None:
         value = base.tree.get(held[1])
         if isinstance(value, dict):
+            below = _settings(space, stages, path)
             named, help = (
                 f"`{path}` is no setting, but a map of them, in",
-                f"name a key of `{path}`",
+                f"name one of them: {listed(below, 6)}" if below else "leave it out",
             )
             return _told(f"{named} stage `{held[0].name}`", base, at, why, help)
-        if base.is_written(held[1]):
-            why = "it decides the code of the stage: another program has results of its own"
-            return _told(f"`{path}` can't be changed by a retry", base, at, why, "leave it out")
-        help = f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
+        if value is None:
+            help = f"give the stage a `{path}` of its own, or leave it out"
+        elif base.is_written(held[1]):
+            return _told(f"`{path}` can't be changed by a retry", base, at, _CODE, "leave it out")
+        else:
+            help = f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
         return _told(f"`{path}` is not set in stage `{held[0].name}`", base, at, why, help)
     else:
-        settings = dict.fromkeys(_settings(space, stages))
+        settings = _settings(space, stages)
         hint = suggest(path, settings)
         help = (
             f"{hint} (settings: {listed(settings, 6)})"
@@ -296,11 +322,17 @@ def _told(message: str, base: Experiment, at: KeyPath, why: str, help: str) -> F
     return Finding("XC510", message, base.tree.at(at).key, why=why, help=help)
 
 
-def _settings(space: Space, stages: list[Stage]) -> Iterator[str]:
-    """What a retry of stages could change, by path."""
-    for variant in space.variants:
-        for stage in stages:
-            for flag in (
-                variant.programs[stage.name].flags if stage.name in variant.programs else ()
-            ):
-                yield ".".join(map(str, flag.path[2:]))
+def _settings(space: Space, stages: list[Stage], below: str = "") -> list[str]:
+    """What a retry of stages could change, by path; all of it, or what is below a path."""
+    flags = [
+        flag
+        for variant in space.variants
+        for stage in stages
+        if stage.name in variant.programs
+        for flag in variant.programs[stage.name].flags
+    ]
+    named = [(".".join(map(str, flag.path[2:])), flag) for flag in flags]
+    found = [path for path, flag in named if not _kept(flag, path)]
+    if any(stage.kind.undivided is None for stage in stages):
+        found.append("microbatch")
+    return list(dict.fromkeys(path for path in found if path.startswith(below and f"{below}.")))

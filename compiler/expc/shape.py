@@ -35,9 +35,10 @@ def retell(
 def unknown_key(key: str, tree: Tree, path: KeyPath, owner: str, choices: list[str]) -> Finding:
     """A key that its owner does not take."""
     place = tree.at((*path, key)).key
-    hint = suggest(key, choices)
     takes = f"{owner} takes {listed(choices)}" if choices else f"{owner} takes no keys"
-    takes = f"{_ELSEWHERE[key]}; {takes}" if key in _ELSEWHERE else takes
+    hint = "" if key in _MEANT else suggest(key, choices)
+    if not hint:
+        takes = "; ".join(filter(None, [_MEANT.get(key) or _ELSEWHERE.get(key), takes]))
     fix = (Edit(place, hint.split("`")[1]),) if hint else ()
     return Finding(
         "XC101",
@@ -53,9 +54,18 @@ _ELSEWHERE = {
     "epochs": "only a stage with data counts passes over it",
     "microbatch": "only a stage that trains on rows can take a batch in parts",
     "notify": "who is told is said once, under `run` at the top",
-    "address": "the address of the cluster is said once, under `run` at the top",
+    "address": "the address of a Ray cluster is said once, in `ray` under `run` at the top",
+    **dict.fromkeys(("retry", "timeout", "devices", "slurm"), "it is said under `run`"),
 }
 """Keys that others have."""
+
+_MEANT = {
+    **dict.fromkeys(("gpus", "gres", "num_gpus"), "GPUs of a run are `devices`, said under `run`"),
+    "mem": "memory is `memory_gb`, a number",
+    "out_of_memory": "it is called `oom`",
+    "nan": "losses that are not finite are `diverged`",
+}
+"""Keys that are called otherwise here, though another key may look like them."""
 
 
 def not_brought(key: str, place: Span, uses: Iterable[Use]) -> Finding:
@@ -246,6 +256,13 @@ def _help(
         return advice
     model = _model_at(fields, loc)
     about = _about(fields, model, loc) if loc else ""
+    if (
+        not about
+        and detail["type"] in ("model_type", "model_attributes_type")
+        and model is not None
+    ):
+        more = ", and settings by their paths" if model.model_config["extra"] == "allow" else ""
+        return f"it takes {listed(model.model_fields)}{more}"
     return about or "see `expc schema`"
 
 

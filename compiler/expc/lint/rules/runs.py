@@ -9,10 +9,10 @@ from expc.experiment import Experiment, Stage
 from expc.findings import Finding, Note, Span, listed
 from expc.lint.core import StageRule, SweepRule, ToldRule
 from expc.lint.rules.gates import keepers
-from expc.policy import Planned, planned
+from expc.policy import Planned, planned, word
 from expc.resolve import Document, spec_path
 from expc.source import KeyPath
-from expc.spec import Duration
+from expc.spec import HALF, Duration
 from expc.sweep import Space, Variant, number
 
 
@@ -96,9 +96,11 @@ class RetryChangesNothing(SweepRule):
                     same.setdefault(one.at(path), one)
         for at, one in same.items():
             if at not in turning:
-                flag = one.turned[str(at[-1])][0]
+                flag, then = one.turned[str(at[-1])][0], experiment.tree.get(at)
                 yield self.finding(
-                    f"`{at[-1]}` is `{number(experiment.tree.get(at))}` already",
+                    f"`{at[-1]}` is {word(flag, flag.default)} and can't be halved"
+                    if then == HALF
+                    else f"`{at[-1]}` is `{number(then)}` already",
                     experiment.tree.at(at).value,
                     why=f"the next try after `{one.failure}` would be the one that failed",
                     help="change something that can help, or leave it out",
