@@ -53,7 +53,7 @@ generate: $(ready)
 	$(bin)/python -m pytest -q tests/compiler --expc-update
 
 bench: $(ready)
-	for one in startup launch step pinpad_env; do $(bin)/python -m benchmarks.$$one || exit; done
+	for one in startup step save launch pinpad_env; do $(bin)/python -m benchmarks.$$one || exit; done
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

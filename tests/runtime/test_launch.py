@@ -341,3 +341,42 @@ def test_forked_start_costs_a_fraction_of_a_cold_one(
         server.close()
     print(f"CPU seconds per start: cold {cold:.2f}, forked {forked:.3f}")
     assert forked < cold / 5  # a ratio of CPU times, not of clocks; measured: 1/40
+
+
+CUDA = """
+import torch
+calls = []
+def seen(name, value):
+    return lambda *_, **__: calls.append(name) or value
+# A build with CUDA and two GPUs, as far as anyone can ask.
+torch.cuda._is_compiled = lambda: True
+torch._C._cuda_getCurrentRawStream = seen("stream", 0)
+torch._C._cuda_getDeviceCount = seen("device count", 2)
+torch._C._cuda_init = seen("init", None)
+torch.cuda._lazy_init = seen("lazy init", None)
+from expc_runtime import launch
+launch._preload(launch._PRELOAD)
+import sys
+assert "expc_runtime.fit" in sys.modules
+print(calls, torch.cuda.is_initialized())
+torch.cuda.device_count()
+print(calls)
+"""
+
+
+def test_what_is_loaded_before_the_fork_asks_nothing_of_cuda() -> None:
+    """A process forked from one that has talked to the driver can't use a GPU any more."""
+    pytest.importorskip("pytorch_lightning")
+    command = [sys.executable, "-W", "ignore", "-c", CUDA]
+    said = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[0] == "[] False", said.stderr
+    assert "device count" in said.stdout.splitlines()[1]  # who asks is seen
+
+
+def test_each_run_sees_the_gpus_that_its_caller_was_given(
+    server: Server, script: Callable[[str], Path]
+) -> None:
+    path = script("import os\nprint(os.environ['CUDA_VISIBLE_DEVICES'])")
+    for gpus in ("1", "0,3"):
+        env = ENV | {"CUDA_VISIBLE_DEVICES": gpus}
+        assert subprocess.check_output(server.command(path), text=True, env=env) == f"{gpus}\n"
