@@ -5,6 +5,7 @@ says that two devices met, not which tensor was on the wrong one.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torchmetrics import Metric
 
 from expc_runtime.errors import BadValue
 
-__all__ = ["met", "require_batch", "require_module", "strays"]
+__all__ = ["met", "require_batch", "require_module", "strays", "told"]
 
 _SHOWN = 5
 
@@ -47,6 +48,19 @@ def met(error: BaseException) -> bool:
     text = str(error)
     words = ("on the same device", "meta tensor", "Expected all tensors", "device type")
     return isinstance(error, RuntimeError) and any(word in text for word in words)
+
+
+@contextmanager
+def told(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, torch's word that two devices met becomes a BadValue that names what is elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = strays(module, device) if met(error) else []
+        if not found:
+            raise
+        lines = "\n  ".join((f"tensors on two devices met, on {device}:", *found))
+        raise BadValue(lines) from error
 
 
 def strays(module: nn.Module, device: torch.device) -> list[str]:

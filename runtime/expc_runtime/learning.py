@@ -10,8 +10,9 @@ from torch import Tensor
 
 from expc_runtime.module import Batch, Module, Records
 from expc_runtime.norms import aside
+from expc_runtime.words import Words, some
 
-__all__ = ["FAINT", "STEPS", "Unmoved", "faint", "pulls"]
+__all__ = ["FAINT", "STEPS", "Early", "Unmoved", "faint", "pulls"]
 
 STEPS = 100
 """Optimizer steps after which a parameter that never changed is named, or an epoch if that is shorter."""
@@ -19,7 +20,31 @@ STEPS = 100
 FAINT = 0.01
 """Of the largest pull of a loss on what several share: less is as good as nothing."""
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Early:
+    """Says, once in a stage, which loss has no say; and, if ``moves``, which parameter never moves."""
+
+    def __init__(self, module: Module, words: Words, *, moves: bool) -> None:
+        self._module = module
+        self._words = words
+        self._unmoved = Unmoved(module) if moves else None  # until it was looked at
+
+    def look(self, *, epoch_ended: bool = False) -> None:
+        """To be called now and then between updates."""
+        module, unmoved = self._module, self._unmoved
+        if unmoved is None or module.last_batch is None:
+            return
+        if not self._words.told("pulls"):
+            self._words.tell_no_more("pulls")
+            if text := faint(pulls(module, module.pieces(module.last_batch)[0])):
+                self._words.warn(text)
+        if unmoved.due or (epoch_ended and unmoved.stepped):
+            if names := unmoved.names():
+                steps = max(module.drive(name).steps for name in module.drive_names())
+                self._words.warn(f"not changed by {steps} steps of its optimizer: {some(names)}")
+            self._unmoved = None
 
 
 class Unmoved:
@@ -70,7 +95,7 @@ class Unmoved:
 
 def _checksum(values: Tensor) -> Tensor:
     """The sum of the bits as whole numbers, 0-dim int64, modulo 2^64."""
-    words = values.detach().contiguous().view(_WORDS[values.element_size()])
+    words = values.detach().contiguous().view(_BITS[values.element_size()])
     return words.sum(dtype=torch.int64)
 
 

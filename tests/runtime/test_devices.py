@@ -11,13 +11,15 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
+from expc_runtime import conclusion
 from expc_runtime.clocks import Epochs
 from expc_runtime.data.feed import Feed
 from expc_runtime.devices import require_batch, require_module, strays
 from expc_runtime.errors import BadValue
-from expc_runtime.fit import Training, fit
+from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
+from expc_runtime.loop import Loop
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.state import read_status
@@ -163,20 +165,27 @@ def test_a_net_that_was_made_elsewhere_is_named(
 @pytest.mark.parametrize(
     ("before", "when"),
     [
-        ("end_epoch", "before measuring"),
-        ("_chosen", "at the end, before the last measurement"),
+        ((Loop, "end_epoch"), "before measuring"),
+        ((conclusion, "_chosen"), "at the end, before the last measurement"),
     ],
 )
 def test_what_wandered_off_later_is_named_before_it_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, when: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: tuple[Any, str], when: str
 ) -> None:
-    do = getattr(Training, before)
+    do = getattr(*before)
+    made: list[Line] = []
+    make = Line.__init__
 
-    def wander(self: Training) -> Any:
-        self.module.register_buffer("late", away(torch.zeros(2)), persistent=False)
-        return do(self)
+    def build(self: Line, cfg: Config) -> None:
+        make(self, cfg)
+        made.append(self)
 
-    monkeypatch.setattr(Training, before, wander)
+    def wander(given: Any) -> Any:
+        made[-1].register_buffer("late", away(torch.zeros(2)), persistent=False)
+        return do(given)
+
+    monkeypatch.setattr(Line, "__init__", build)
+    monkeypatch.setattr(*before, wander)
     assert f"{when}, on cpu:\n  buffer `late` is on meta" in run(tmp_path)
 
 

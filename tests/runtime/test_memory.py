@@ -24,6 +24,7 @@ from expc_runtime.errors import Leak, OutOfMemory, exhausted
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
+from expc_runtime.measuring import Figures
 from expc_runtime.memory import Memory, growth, holders, size
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
@@ -419,12 +420,48 @@ def test_what_was_torn_is_not_saved_and_the_last_checkpoint_stands(
     assert run(root, accumulate) == 0
 
 
-def test_memory_that_runs_out_before_there_is_a_net_is_said_too(
+def test_memory_that_runs_out_before_the_first_update_is_said_too(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Line, "__init__", lambda self, cfg: torch.empty(10**15))
     assert run(root) == 71
-    assert said(root).startswith("failed(oom) out of memory before there was a net: [enforce fail")
+    assert said(root).startswith("failed(oom) out of memory before the first update: [enforce fail")
+
+
+def test_the_best_weights_are_never_saved_as_the_last(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end the net has the best weights: what runs out of memory then saves nothing."""
+
+    def measure(self: Line, batch: Batch) -> None:
+        self.record(loss=torch.tensor(float(self.updates)))  # the first epoch's is best
+
+    def ended() -> int:
+        feed = Feed(Points(), columns=("x", "y"), batch=8, val=0.25, test=0.25)
+        return fit(
+            Line,
+            Config(),
+            feed,
+            until=Until(Epochs(3)),
+            monitor={"best": "val/loss"},
+            file=str(root / "fit.py"),
+            program="p",
+        )
+
+    def test(self: Figures, step: int, epoch: int) -> dict[str, float]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Line, "measure", measure)
+    with monkeypatch.context() as patched:
+        patched.setattr(Figures, "test", test)
+        assert ended() == 71
+    assert "the same command goes on from the last checkpoint, update 12" in said(root)
+    best = Store(root / Config().out / "checkpoints").load("best")
+    assert best is not None and best[1].step == 4
+    last = weights(root)
+    assert any(not torch.equal(value, last[name]) for name, value in best[0]["model"].items())
+    assert ended() == 0
+    assert all(torch.equal(value, last[name]) for name, value in weights(root).items())
 
 
 def test_the_tensors_of_what_broke_off_are_free_when_it_is_judged(

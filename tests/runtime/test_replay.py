@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from expc_runtime import fit as fit_module
+from expc_runtime import pulse
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Updates
 from expc_runtime.envs.pinpad import PinPad, paint_unit
@@ -783,7 +784,7 @@ def test_long_work_beside_the_updates_says_that_it_lives(
 
         def close(self) -> None: ...
 
-    monkeypatch.setattr(fit_module, "PULSE", 0.0)
+    monkeypatch.setattr(pulse, "PULSE", 0.0)
     monkeypatch.setattr(fit_module, "progress", lambda title: Screen())
     assert train(root) == 0
     assert told[:2] == ["round 1  env step 0", "round 1  env step 2"]

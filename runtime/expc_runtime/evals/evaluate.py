@@ -144,14 +144,8 @@ class _Evaluation:
     def _measured(self, subject: Subject) -> Measured:
         module, device = subject.module, subject.device
         devices.require_module(module, device, f"stage {self.of}, before it is measured")
-        try:
+        with devices.told(module, device):
             return self.measure.measure(subject)
-        except RuntimeError as error:
-            found = devices.strays(module, device) if devices.met(error) else []
-            if not found:
-                raise
-            told = "\n  ".join((f"tensors on two devices met, on {device}:", *found))
-            raise BadValue(told) from error
 
     def _judged(self, found: Measured) -> dict[str, Any]:
         """What the result says of acceptance; nothing of a smoke run, whose figures mean nothing."""
