@@ -333,6 +333,30 @@ def test_secrets_and_this_machine_stay_at_home(tmp_path: Path) -> None:
     )
 
 
+def test_no_secret_is_left_in_any_corner(
+    project, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in a reason and its hover text, a verdict, a warning, a log, or what computed a result."""
+    secret = "s3cr3t-value-of-a-token"
+    monkeypatch.setenv("HUB_TOKEN", secret)
+    told = f"denied {secret} at {project.root}/data"
+    project.done(
+        project.task("0.003", 1),
+        warnings=(told,),
+        gate={"met": False, "message": told},
+        extra={
+            "accept": {"met": False, "message": told, "bounds": [], "seeds": 1},
+            "reasons": {"f1": told},
+            "provenance": {"device": {"name": told}},
+        },
+    )
+    project.fail(project.task("0.001", 1), told, log=f"{told}\n")
+    project.note(project.task("0.01", 1), state="skipped", reason=told)
+    text = report()
+    assert secret not in text and str(project.root) not in text
+    assert text.count("denied [$HUB_TOKEN] at data") >= 6
+
+
 def test_the_end_of_a_log_is_lines_without_colour(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"one\n 10%\r 50%\r100%\r\n\x1b[1;31mred\x1b[0m \xff\n\n" + b"x" * 1000 + b"\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class Remark:
     runs: str
 
 
-def failures(experiment: Experiment, clean: Callable[[str], str]) -> Iterator[Failure]:
+def failures(experiment: Experiment) -> Iterator[Failure]:
     """What failed, was blocked, is undefined or was cut short; equal causes are one, those with a log first."""
     causes: dict[tuple[str, str, str], list[Run]] = {}
     for run in experiment.runs:
@@ -55,7 +55,7 @@ def failures(experiment: Experiment, clean: Callable[[str], str]) -> Iterator[Fa
             causes.setdefault((run.stage, run.status.label, first), []).append(run)
     ranked = sorted(causes.values(), key=lambda runs: _BAD.index(runs[0].status.state))
     for runs in ranked[:_MOST]:
-        yield _failure(runs, experiment, clean)
+        yield _failure(runs, experiment)
     rest = [run for runs in ranked[_MOST:] for run in runs]
     if rest:
         names = tuple(f"{run.name}: {run.status.label}" for run in rest)
@@ -63,7 +63,7 @@ def failures(experiment: Experiment, clean: Callable[[str], str]) -> Iterator[Fa
         yield Failure("failed", told, "", "", "", "", "", "", "", "", names, "")
 
 
-def _failure(runs: Sequence[Run], experiment: Experiment, clean: Callable[[str], str]) -> Failure:
+def _failure(runs: Sequence[Run], experiment: Experiment) -> Failure:
     run, status = runs[0], runs[0].status
     log = _log(run, experiment.root)
     said = tail(experiment.root / log) if log else []
@@ -72,12 +72,12 @@ def _failure(runs: Sequence[Run], experiment: Experiment, clean: Callable[[str],
         state=status.state,
         label=status.label,
         where=run.name,
-        reason=clean(status.reason),
-        source=clean(status.source),
+        reason=status.reason,
+        source=status.source,
         tried=_tried(run),
         attempts=_attempts(run),
         log=log.as_posix() if log else "",
-        lines=clean("\n".join(said)),
+        lines=experiment.clean("\n".join(said)),
         again="\n".join(_again(run, experiment)) if status.state != "blocked" else "",
         others=others,
         count=f"and {len(others)} more for the same reason" if others else "",
@@ -131,13 +131,10 @@ def skipped(runs: Sequence[Run]) -> Iterator[Remark]:
     )
 
 
-def warnings(runs: Sequence[Run], clean: Callable[[str], str]) -> Iterator[Remark]:
+def warnings(runs: Sequence[Run]) -> Iterator[Remark]:
     """What results warn of."""
     yield from _grouped(
-        (run.stage, clean(warning), run)
-        for run in runs
-        if not run.same_as
-        for warning in run.warnings
+        (run.stage, warning, run) for run in runs if not run.same_as for warning in run.warnings
     )
 
 

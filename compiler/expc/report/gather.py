@@ -9,7 +9,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from expc.monitor.planned import Source, script_of
 from expc.project import project_root
+from expc.report.text import Cleaner
 from expc_runtime.state.files import read_json
 from expc_runtime.state.identity import planned, resolve
 from expc_runtime.state.plan import Task
@@ -88,14 +90,14 @@ class Origin:
     packages: dict[str, Counter[str]] = field(default_factory=dict)
     programs: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
-    def add(self, run: Run, result: Result) -> None:
+    def add(self, run: Run, result: Result, clean: Cleaner) -> None:
         """Take in what one result says of its making."""
         if run.module:
             program = (run.stage, run.module, run.program)
             self.programs[program] = self.programs.get(program, 0) + 1
         if result.host:
             self.hosts[result.host] += 1
-        said = _map(result.extra.get("provenance"))
+        said = _map(clean.whole(result.extra.get("provenance")))
         git, spec, device = _map(said.get("git")), _map(said.get("spec")), _map(said.get("device"))
         if git.get("commit"):
             self.commits[str(git["commit"])] += 1
@@ -139,6 +141,11 @@ class Experiment:
     began: float = 0.0
     ended: float = 0.0
 
+    @cached_property
+    def clean(self) -> Cleaner:
+        """What every text of its files goes through, for the report may be sent to anybody."""
+        return Cleaner(self.root)
+
     @property
     def runs_folder(self) -> Path:
         """Where its runs lie."""
@@ -165,10 +172,10 @@ def gather(name: str, root: Path) -> Experiment:
     found = Experiment(name, root)
     with contextlib.chdir(root):  # state files name one another from there
         for task in _tasks(found):
-            run, result = _run(task, Path("runs") / name)
+            run, result = _run(task, Path("runs") / name, found.clean)
             found.stages.setdefault(task.stage, []).append(run)
             if result is not None and not run.same_as:
-                found.origin.add(run, result)
+                found.origin.add(run, result, found.clean)
         _note_unplanned(found)
     if not found.folder:  # nothing says which stage comes first, but for the time
         found.stages = dict(sorted(found.stages.items(), key=lambda each: _first(each[1])))
@@ -190,7 +197,8 @@ def _tasks(found: Experiment) -> list[Task]:
     source = Source(here, found.name, script)
     planned = list(source.tasks())
     if source.trouble:
-        found.notes.append(f"The plan can't be read to its end: {source.trouble[0]}. {_OF_DISK}")
+        trouble = found.clean(source.trouble[0])
+        found.notes.append(f"The plan can't be read to its end: {trouble}. {_OF_DISK}")
         return list(_on_disk(found.runs_folder))
     found.folder = script.parent.as_posix()
     return planned
@@ -239,10 +247,11 @@ def _note_unplanned(found: Experiment) -> None:
 # ---------------------------------------------------------------------------------------------------- what is
 
 
-def _run(task: Task, root: Path) -> tuple[Run, Result | None]:
+def _run(task: Task, root: Path, clean: Cleaner) -> tuple[Run, Result | None]:
     folder = root / task.name
     own = read_status(folder)
     status, result = standing(task, root)
+    status = replace(status, reason=clean(status.reason), source=clean(status.source))
     product = resolve(folder)
     changed = dict(result.changed if result and result.changed else status.changed)
     extra = result.extra if result else {}
@@ -259,10 +268,10 @@ def _run(task: Task, root: Path) -> tuple[Run, Result | None]:
         began=folder.is_dir(),
         metrics=result.metrics if result else {},
         floors=result.floors if result else {},
-        gate=result.gate if result else {},
-        accept=_map(extra.get("accept")),
-        reasons={str(k): str(v) for k, v in _map(extra.get("reasons")).items()},
-        warnings=result.warnings if result else (),
+        gate=_map(clean.whole(result.gate)) if result else {},
+        accept=_map(clean.whole(extra.get("accept"))),
+        reasons={str(k): clean(str(v)) for k, v in _map(extra.get("reasons")).items()},
+        warnings=tuple(clean.whole(result.warnings)) if result else (),
         memory={k: v for k, v in _map(result.memory if result else {}).items() if v},
         changed=changed,
         planned=_as_planned(result.config if result else {}) if changed else {},
@@ -333,7 +342,7 @@ def _declared(found: Experiment) -> Declared:
     loaded: _Loaded = ((name, text),), _about(text), {}
     with contextlib.suppress(Exception):  # it may have been edited into anything since
         loaded = _loaded(path, found.root)
-    texts, about, better = loaded
+    texts, about, better = found.clean.whole(loaded[0]), found.clean(loaded[1]), loaded[2]
     return Declared(about, name, texts, better, _axes(found), changed)
 
 
@@ -341,7 +350,8 @@ def _loaded(path: Path, root: Path) -> _Loaded:
     """Texts, question and directions of a spec that still resolves."""
     from expc.build import load
 
-    assert project_root(path) == root.resolve()
+    if project_root(path) != root.resolve():
+        raise ValueError(f"{path} is of another project")
     experiment = load(path)[1]
     texts = tuple((source.file, source.text) for source in experiment.sources)
     better = {stage.name: stage.kind.logged(stage) for stage in experiment.stages.values()}

@@ -21,7 +21,6 @@ from expc.report.failures import Failure, Remark, failures, skipped, warnings
 from expc.report.figures import Condition, Figure
 from expc.report.gather import Experiment, Run
 from expc.report.svg import HUES, chart, number, strip
-from expc.report.text import Cleaner
 from expc_runtime.state.table import duration, tally
 
 __all__ = ["Page", "page", "render"]
@@ -226,7 +225,6 @@ def render(experiment: Experiment) -> str:
 
 def page(experiment: Experiment) -> Page:
     """Everything that the template prints."""
-    clean = Cleaner(experiment.root)
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     runs = list(experiment.runs)
@@ -243,14 +241,14 @@ def page(experiment: Experiment) -> Page:
         verdicts=tuple(_verdicts(experiment)),
         notes=tuple(_notes(experiment)),
         sections=tuple(_sections(experiment)),
-        failures=tuple(failures(experiment, clean)),
+        failures=tuple(failures(experiment)),
         skipped=tuple(skipped(runs)),
-        warnings=tuple(warnings(runs, clean)),
+        warnings=tuple(warnings(runs)),
         axes=tuple(_axes(experiment)),
         programs=tuple(_programs(experiment)),
         origin=tuple(_origin(experiment)),
         packages=_packages(experiment),
-        specs=tuple(Text(name, clean(text)) for name, text in experiment.declared.texts),
+        specs=tuple(Text(name, text) for name, text in experiment.declared.texts),
     )
 
 

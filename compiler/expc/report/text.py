@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Cleaner", "tail"]
 
@@ -41,6 +42,16 @@ class Cleaner:
         longest = sorted(secrets | paths, key=len, reverse=True)
         self._names = secrets | paths
         self._pattern = re.compile("|".join(map(re.escape, longest)))
+
+    def whole(self, value: Any) -> Any:
+        """What JSON can hold, with each of its texts cleaned."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, Mapping):
+            return {self.whole(name): self.whole(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return tuple(map(self.whole, value))
+        return value
 
     def __call__(self, text: str) -> str:
         text = self._pattern.sub(lambda found: self._names[found[0]], text)
