@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from expc.report.gather import Run
 
-__all__ = ["Condition", "Figure", "asked", "best", "conditions", "directions", "told"]
+__all__ = ["Condition", "Figure", "answered", "asked", "best", "conditions", "directions", "told"]
 
 _SIGNS = {">": "higher", "<": "lower"}
 
@@ -145,3 +145,13 @@ def best(figures: Sequence[Figure | None], better: str) -> int | None:
         if sign * (first.mean - figure.mean) <= math.hypot(first.deviation, figure.deviation):
             return None
     return place
+
+
+def answered(condition: Condition) -> tuple[str, int, int, int]:
+    """yes, no or open (seeds are missing that could still decide it); accepted, judged, wanted."""
+    judged = [run for run in condition.runs if run.accept]
+    met = sum(bool(run.accept.get("met")) for run in judged)
+    wanted = max((int(run.accept.get("seeds", 1)) for run in judged), default=1)
+    missing = len(condition.runs) - len(judged)
+    answer = "yes" if met >= wanted else "open" if met + missing >= wanted else "no"
+    return answer, met, len(judged), wanted
