@@ -22,7 +22,8 @@ from rich.console import Console
 from expc.cli import main
 from expc.monitor.planned import Held, Source
 from expc.monitor.screen import frame
-from expc.monitor.watch import Snapshot, Watch
+from expc.monitor.snapshot import Snapshot
+from expc.monitor.watch import Watch
 
 SPEC = """\
 expc: 1

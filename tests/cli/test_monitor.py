@@ -264,7 +264,7 @@ def busy(tmp_path_factory: pytest.TempPathFactory):
     """A snapshot with something of everything."""
     pytest.importorskip("rich")
     from expc.monitor.estimate import Left
-    from expc.monitor.watch import Again, Failure, One, Outdated, Runner, Running, Snapshot
+    from expc.monitor.snapshot import Again, Failure, One, Outdated, Runner, Running, Snapshot
 
     states = ("pending", "running", "done", "smoke", "failed", "blocked", "skipped", "undefined")
     states = (*states, "interrupted")

@@ -14,7 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from expc.monitor.planned import Source
-    from expc.monitor.watch import Snapshot
+    from expc.monitor.snapshot import Snapshot
 
 
 @click.command(short_help="watch a sweep while it runs")

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from expc.monitor.planned import Source
-    from expc.monitor.watch import Snapshot
+    from expc.monitor.snapshot import Snapshot
 
 _SHOWN = 12
 """Stages at work that are told one by one."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from expc.monitor import words
-from expc.monitor.watch import One, Running, Snapshot
+from expc.monitor.snapshot import One, Running, Snapshot
 from expc_runtime.state.table import duration
 
 _EVERY = 60.0

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from expc.monitor import words
 from expc.monitor.gpu import Gpu
-from expc.monitor.watch import Failure, Running, Snapshot
+from expc.monitor.snapshot import Failure, Running, Snapshot
 from expc_runtime.state.table import duration
 
 _STYLES: Mapping[str, str] = {

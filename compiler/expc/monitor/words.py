@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from expc.monitor.estimate import Left
-from expc.monitor.watch import Again, Failure, Running, Snapshot
+from expc.monitor.snapshot import Again, Failure, Running, Snapshot
 from expc_runtime.state.table import duration, tally
 
 _QUIET = 15.0
