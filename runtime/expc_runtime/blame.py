@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from expc_runtime.errors import Diverged, exhausted
-from expc_runtime.module import Batch, Incident, Module
+from expc_runtime.incident import Incident
+from expc_runtime.module import Batch, Module
 from expc_runtime.norms import aside
 from expc_runtime.ops import Ops, Origin, kinds, summary, tensors
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from expc_runtime.module import Batch, Module, Records
+from expc_runtime.module import Batch, Module
 from expc_runtime.norms import aside
+from expc_runtime.records import Records
 from expc_runtime.words import Words, some
 
 __all__ = ["FAINT", "STEPS", "Early", "Unmoved", "faint", "pulls"]

@@ -5,10 +5,8 @@ optimizer with clipping, and turns float16 on a CPU into bfloat16 without a word
 chunk of updates for each `training_step` makes its cost per update disappear.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal, Self, TypeVar, cast
 
@@ -18,99 +16,20 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
-from expc_runtime.errors import BadValue, Diverged
+from expc_runtime.errors import Diverged
+from expc_runtime.incident import Incident, Trail
 from expc_runtime.metrics import Answers
+from expc_runtime.microbatch import Batch, Parts
 from expc_runtime.optim import Drive, NonFinite
 from expc_runtime.ports import Latent
+from expc_runtime.precision import HALF, require_autocast
 from expc_runtime.ranks import ALONE, Ranks
+from expc_runtime.records import Records
 from expc_runtime.signals import Stopped
 
-__all__ = ["Batch", "Draws", "Incident", "Module", "Records", "detach_tree"]
+__all__ = ["Batch", "Module", "detach_tree"]
 
-Batch = tuple[Tensor, ...]
 T = TypeVar("T")
-
-HALF: dict[str, torch.dtype | None] = {
-    "32": None,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}
-
-
-class Records:
-    """Means of scalars, weighted by rows. Scalars stay where they are until a mean is wanted."""
-
-    FOLD = 256  # entries kept before they are summed, so that a long split stays small
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[float, dict[str, Tensor]]] = []
-        self._sums: dict[str, float] = {}
-        self._rows: dict[str, float] = {}
-
-    def add(self, rows: float, scalars: dict[str, Tensor]) -> None:
-        """Keep 0-dim tensors for a mean weighted by ``rows``; nothing waits for the device."""
-        self._kept.append((rows, {name: value.detach() for name, value in scalars.items()}))
-        if len(self._kept) >= self.FOLD:
-            self._fold()
-
-    def means(self, ranks: Ranks = ALONE) -> dict[str, float]:
-        """The mean of every name since the last `clear`, over the rows of all ``ranks``."""
-        self._fold()
-        whole = Records()
-        for state in ranks.gather(self.state_dict()):
-            whole.include(state)
-        return {name: total / whole._rows[name] for name, total in whole._sums.items()}
-
-    def include(self, state: dict[str, Any]) -> None:
-        """Add what other records, by their `state_dict`, have seen."""
-        for name, total in state["sums"].items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-            self._rows[name] = self._rows.get(name, 0) + state["rows"][name]
-
-    def kept(self) -> list[tuple[str, Tensor]]:
-        """Scalars that no mean has been asked of yet, oldest first."""
-        return [(name, value) for _, scalars in self._kept for name, value in scalars.items()]
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._sums.clear()
-        self._rows.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        self._fold()
-        return {"sums": dict(self._sums), "rows": dict(self._rows)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.clear()
-        self.include(state)
-
-    def _fold(self) -> None:
-        """One stacked transfer of all that is kept."""
-        kept = [(n, rows, v) for rows, scalars in self._kept for n, v in scalars.items()]
-        self._kept.clear()
-        if not kept:
-            return
-        for name, _, value in kept:
-            if value.ndim:
-                raise ValueError(f"record({name}=...): a scalar, not a {tuple(value.shape)} tensor")
-        values = torch.stack([value.float() for _, _, value in kept]).tolist()
-        for (name, rows, _), value in zip(kept, values, strict=True):
-            self._sums[name] = self._sums.get(name, 0.0) + rows * value
-            self._rows[name] = self._rows.get(name, 0) + rows
-
-
-Draws = tuple[tuple[torch.Generator, Tensor], ...]  # generators, each with a state
-
-
-@dataclass(frozen=True)
-class Incident:
-    """An update that met something not finite, and what it takes to run it again."""
-
-    batch: Batch
-    draws: Draws  # before it
-    update: int  # from 0
-    drive: str
-    loss: float
 
 
 class _Live:
@@ -118,16 +37,10 @@ class _Live:
 
     __slots__ = (
         "alike",
-        "batch",
-        "before",
         "began",
         "copies",
-        "draw",
-        "drawn",
-        "drawn_before",
         "epoch",
         "flush",
-        "gathered",
         "inspect",
         "keep",
         "origin",
@@ -136,9 +49,7 @@ class _Live:
         "records",
         "rehearsed",
         "rows",
-        "share",
         "stepped",
-        "suspect",
         "updates",
         "wake",
         "woken",
@@ -151,17 +62,9 @@ class _Live:
         self.stepped = -1  # the update in which a drive has last done its part
         self.epoch = 0
         self.rows = 1
-        self.share = 1.0  # of the batch that goes through the net now
         self.copies = 1  # ranks that see the same rows in this update
         self.ranks = ALONE
         self.portion: Callable[[int], int] | None = None  # rows of an update's batch, of all ranks
-        self.suspect: tuple[Any, Draws, int] | None = None  # a batch with a bad loss, its update
-        self.gathered: list[str] = []  # drives that its parts called `step` for, in order
-        self.batch: Any = None
-        self.before: Any = None  # the batch before it, for a flag that is read one step late
-        self.draw: Callable[[], Draws] = lambda: ()
-        self.drawn: Draws = ()  # the state of what it draws from, before the batch
-        self.drawn_before: Draws = ()
         self.rehearsed: Callable[[tuple[str, Tensor]], None] | None = None
         self.records = Records()
         self.flush: Callable[[], None] = lambda: None
@@ -192,8 +95,8 @@ class Module(pl.LightningModule):
         self._half: torch.dtype | None = None
         self._autocast: AbstractContextManager[Any] = nullcontext()
         self._held: tuple[nn.Module, ...] = ()
-        self._parts = 1
-        self._in_order = True  # no module is called once a drive has stepped, as far as is known
+        self._parts = Parts(1.0, drives=1)
+        self._trail = Trail()
 
     # What a generated class gives.
 
@@ -247,13 +150,12 @@ class Module(pl.LightningModule):
         live = self._live
         if live.rehearsed is not None:
             live.rehearsed((f"total_{name}", total))
-        elif live.share == 1.0:
+        elif self._parts.share == 1.0:
             self._drives[name].step(total)
             live.stepped = live.updates
         else:
-            self._drives[name].gather(total, live.share)
-            if name not in live.gathered:
-                live.gathered.append(name)
+            self._drives[name].gather(total, self._parts.share)
+            self._parts.note(name)
 
     @contextmanager
     def only(self, *nets: nn.Module) -> Iterator[None]:
@@ -276,7 +178,7 @@ class Module(pl.LightningModule):
     @property
     def last_batch(self) -> Any:
         """The batch of the newest update of this process; None before the first."""
-        return self._live.batch
+        return self._trail.batch
 
     @property
     def updates(self) -> int:
@@ -339,19 +241,14 @@ class Module(pl.LightningModule):
         """
         if precision not in HALF:
             raise ValueError(f"precision {precision!r} is none of {', '.join(HALF)}")
-        if not 0.0 < microbatch <= 1.0:
-            raise ValueError(
-                f"microbatch={microbatch}: it is a share of a batch, above 0, at most 1"
-            )
-        self._parts = math.ceil(1 / microbatch - 1e-9)  # 1 / 0.1 is ten, whatever is left of it
         self._half = HALF[precision]
-        device = next(self.parameters()).device.type
-        self._live.draw = _draws_of(next(self.parameters()).device)
+        device = next(self.parameters()).device
+        self._trail = Trail(device)
         if self._half is not None:
-            _require_autocast(device, self._half)
-            self._autocast = torch.autocast(device, self._half)
+            require_autocast(device.type, self._half)
+            self._autocast = torch.autocast(device.type, self._half)
         self._drives = self.drives()
-        self._in_order = len(self._drives) == 1
+        self._parts = Parts(microbatch, drives=len(self._drives))
         for name, drive in self._drives.items():
             drive.start(
                 name,
@@ -395,7 +292,7 @@ class Module(pl.LightningModule):
         """Call ``inspect`` once, before the first update of this process."""
         self._live.inspect = inspect
 
-    def on_diverged(self, keep: Callable[["Incident"], str]) -> None:
+    def on_diverged(self, keep: Callable[[Incident], str]) -> None:
         """``keep`` is given an update that went wrong; what it says ends the message."""
         self._live.keep = keep
 
@@ -411,14 +308,13 @@ class Module(pl.LightningModule):
     def training_step(self, chunk: Iterable[Batch], index: int) -> None:
         """Lightning's hook: `update` for each batch of a chunk, under this run's autocast."""
         live, autocast, log_every = self._live, self._autocast, self.log_every
-        update = self.update if self._parts == 1 else self._update_in_parts
-        draw = live.draw
+        update = self.update if self._parts.count == 1 else self._update_in_parts
+        begin = self._trail.begin
         if live.inspect is not None:
             chunk = self._inspected(chunk, live.inspect)
         try:
             for batch in chunk:
-                live.before, live.batch = live.batch, batch
-                live.drawn_before, live.drawn = live.drawn, draw()
+                begin(batch)
                 live.began = live.updates + 1
                 live.rows = len(batch[0])
                 if live.portion is not None:
@@ -426,7 +322,7 @@ class Module(pl.LightningModule):
                 with autocast:
                     update(batch)
                 if live.portion is not None:
-                    self._look_back(batch)
+                    self._look_back()
                 live.updates += 1
                 if live.updates % log_every == 0:
                     live.flush()
@@ -455,11 +351,10 @@ class Module(pl.LightningModule):
         for drive in self._drives.values():
             drive.weight = weight
 
-    def _look_back(self, batch: Batch) -> None:
+    def _look_back(self) -> None:
         """Remember the batch whose loss is not finite until the ranks come to speak of it."""
-        live = self._live
-        if live.suspect is None and any(drive.doubted for drive in self._drives.values()):
-            live.suspect = batch, live.drawn, live.updates
+        if any(drive.doubted for drive in self._drives.values()):
+            self._trail.suspect(self._live.updates)
 
     def _is_called(self) -> bool:
         """Whether `wake_at` has passed; of several ranks, what all know since the same update."""
@@ -474,66 +369,28 @@ class Module(pl.LightningModule):
 
         Their number is 1 / ``microbatch``, rounded up, or that of the rows where these are fewer.
         """
-        count = min(self._parts, len(batch[0]))
-        if count <= 1:
-            return [batch]
-        return list(zip(*(column.tensor_split(count) for column in batch), strict=True))
+        return self._parts.of(batch)
 
     def _update_in_parts(self, batch: Batch) -> None:
-        """`update` for each piece of ``batch``; each drive gathers all of them and steps once.
+        """`update` for each piece of ``batch``; each drive gathers all of them and steps once."""
+        live = self._live
 
-        Weighted by rows, the gradient of means over pieces is that of the mean over the batch.
-        Drives step when the last piece is through, so that all pieces meet the same weights.
-        """
-        live, rows = self._live, len(batch[0])
-        try:
-            for piece in self.pieces(batch):
-                live.rows = len(piece[0])
-                live.share = live.rows / rows
-                if self._in_order:
-                    self.update(piece)
-                else:
-                    self._prove_order(piece)
-            for name in live.gathered:
-                self._drives[name].conclude()
-                live.stepped = live.updates
-        finally:
-            live.share = 1.0
-            live.gathered.clear()
-
-    def _prove_order(self, piece: Batch) -> None:
-        """The first piece of all. Raises BadValue if a module is called after a drive's step.
-
-        With the whole batch it would read the weights that this step wrote, with parts those before.
-        """
-
-        def called(module: nn.Module, given: Any) -> None:
-            if self._live.gathered:
-                raise BadValue(
-                    f"microbatch: {type(module).__name__} is called after optimizer "
-                    f"`{self._live.gathered[0]}` has stepped, so parts of a batch do not add up to "
-                    "it; leave microbatch at 1"
-                )
-
-        handle = nn.modules.module.register_module_forward_pre_hook(called)
-        try:
+        def update(piece: Batch) -> None:
+            live.rows = len(piece[0])
             self.update(piece)
-        finally:
-            handle.remove()
-        self._in_order = True
+
+        def conclude(name: str) -> None:
+            self._drives[name].conclude()
+            live.stepped = live.updates
+
+        self._parts.run(batch, update, conclude)
 
     def _accuse(self, hit: NonFinite, update: int) -> None:
         """Find what made the non-finite value in ``update`` and raise Diverged."""
         from expc_runtime.blame import blame
 
         live = self._live
-        batch, draws = live.batch, live.drawn
-        if hit.late:
-            batch, draws = live.before, live.drawn_before
-        if live.suspect is not None:
-            batch, draws, update = live.suspect
-        incident = Incident(batch, draws, update, hit.drive, hit.loss)
-        error = blame(self, incident, live.origin, live.keep)
+        error = blame(self, self._trail.incident(hit, update), live.origin, live.keep)
         told = live.ranks.gather((str(error), error.found, error.source))
         guilty = next((rank for rank, (_, found, _) in enumerate(told) if found), live.ranks.rank)
         if guilty != live.ranks.rank:
@@ -567,8 +424,7 @@ class Module(pl.LightningModule):
         for drive in self._drives.values():
             whole = drive.take_back() and whole
         if self.in_update:
-            for generator, state in live.drawn:
-                generator.set_state(state)
+            self._trail.take_back()
         return whole
 
     def stand_at(self, updates: int, epoch: int) -> None:
@@ -709,14 +565,6 @@ class Module(pl.LightningModule):
             self._drives[name].load_state_dict(state)
 
 
-def _draws_of(device: torch.device) -> Callable[[], Draws]:
-    """Gives the states of torch's generators; cheap enough to be asked before every update."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    return lambda: tuple([(generator, generator.get_state()) for generator in generators])
-
-
 def detach_tree(tree: T) -> T:
     """The same nested structure of dicts, lists and tuples with every tensor detached."""
     return cast(T, tree_map_only(Tensor, Tensor.detach, tree))
@@ -727,22 +575,3 @@ def _alike(metric: Any) -> Tensor:
     with metric.sync_context():
         same: Tensor = metric.alike()
     return same
-
-
-def _require_autocast(device: str, half: torch.dtype) -> None:
-    """Never another precision in silence: this torch either has it on this device or says so."""
-    name = str(half).removeprefix("torch.")
-    if device == "cuda":
-        if half is torch.bfloat16 and not torch.cuda.is_bf16_supported():
-            raise ValueError(f"precision bf16-mixed: this GPU has no {name}; use 16-mixed or 32")
-        return
-    try:
-        with torch.autocast(device, half):
-            made = torch.zeros(1, 1, device=device) @ torch.zeros(1, 1, device=device)
-    except RuntimeError as error:
-        raise ValueError(f"no {name} autocast on {device} in this torch: {error}") from error
-    if made.dtype is not half:
-        raise ValueError(
-            f"this torch has no {name} autocast on {device} (it would compute in {made.dtype}); "
-            "use precision 32 or another device"
-        )

@@ -267,7 +267,10 @@ def _entered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 _HERE = Path(__file__).resolve().parent
 _BELOW = tuple(str(Path(m.__file__ or "").parent) for m in (torch, pytorch_lightning))
-_MACHINERY = {str(_HERE / name) for name in ("ops.py", "blame.py", "module.py", "optim.py")}
+_MACHINERY = {
+    str(_HERE / name)
+    for name in ("ops.py", "blame.py", "microbatch.py", "module.py", "optim.py", "records.py")
+}
 _FILE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 

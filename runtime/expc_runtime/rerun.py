@@ -20,7 +20,8 @@ from expc_runtime.checkpoint import Store
 from expc_runtime.errors import BadValue, MissingInput, StageError
 from expc_runtime.evidence import Evidence, find
 from expc_runtime.export import built
-from expc_runtime.module import Incident, Module
+from expc_runtime.incident import Incident
+from expc_runtime.module import Module
 from expc_runtime.state import Result
 from expc_runtime.trainer import device_of
 

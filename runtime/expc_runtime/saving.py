@@ -15,11 +15,12 @@ from expc_runtime.checkpoint import Checkpoint, Manifest, Store, load_weights
 from expc_runtime.clocks import Epochs, Minutes, Updates
 from expc_runtime.errors import BadValue, DiskFull, MissingInput
 from expc_runtime.feeds import TrainingFeed
-from expc_runtime.module import Module, Records
+from expc_runtime.module import Module
 from expc_runtime.norms import statistics
 from expc_runtime.optim import Drive
 from expc_runtime.randomness import random_state, restore
 from expc_runtime.ranks import ALONE, Ranks
+from expc_runtime.records import Records
 
 __all__ = ["Best", "Saves"]
 

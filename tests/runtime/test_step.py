@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from expc_runtime import optim
 from expc_runtime.clocks import Updates
 from expc_runtime.errors import Diverged
-from expc_runtime.module import Batch, Module, Records, detach_tree
+from expc_runtime.module import Batch, Module, detach_tree
 from expc_runtime.optim import Drive, warmup_cosine
+from expc_runtime.records import Records
 
 torch.set_num_threads(1)
 
