@@ -225,13 +225,17 @@ class StageRun(Shape):
     ray: RayTask | None = Field(None, description="the runs as tasks of Ray, as `ray.sh`")
 
     def over(self, whole: StageRun) -> StageRun:
-        """This laid over what is said for all stages: each class of `retry`, each key of a back end, else key by key."""
+        """This laid over what is said for all stages: each class of `retry`, each key of a back end, else key by key.
+
+        A null takes away what is said for all.
+        """
+        said = self.model_fields_set
         return StageRun(
             retry={**whole.retry, **self.retry},
-            timeout=self.timeout or whole.timeout,
-            devices=self.devices or whole.devices,
-            slurm=_laid(self.slurm, whole.slurm),
-            ray=_laid(self.ray, whole.ray),
+            timeout=self.timeout if "timeout" in said else whole.timeout,
+            devices=self.devices if "devices" in said else whole.devices,
+            slurm=_laid(self.slurm, whole.slurm) if "slurm" in said else whole.slurm,
+            ray=_laid(self.ray, whole.ray) if "ray" in said else whole.ray,
         )
 
 
@@ -240,7 +244,7 @@ _S = TypeVar("_S", bound=Shape)
 
 def _laid(over: _S | None, under: _S | None) -> _S | None:
     if over is None or under is None:
-        return over or under
+        return over
     return under.model_copy(update={key: getattr(over, key) for key in over.model_fields_set})
 
 

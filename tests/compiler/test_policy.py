@@ -93,6 +93,17 @@ def test_a_stage_s_own_word_wins_key_by_key(made: Compiled) -> None:
     assert made.plan.notify == Notify("EXPC_WEBHOOK", "slack", ("done",))
 
 
+def test_a_null_of_a_stage_takes_away_what_is_said_for_all(project: Project) -> None:
+    own = "timeout: null\n      devices: null\n      slurm: {partition: null, at_once: null}\n"
+    second = SECOND[: SECOND.index("      timeout:")] + f"      {own}"
+    top = ALL.replace("  timeout:", "  devices: 2\n  timeout:")
+    plan = project.compile(said(project, run=top, second=second)).plan
+    assert [(each.timeout, each.devices) for each in plan.policies] == [(14400, 2), (None, 1)]
+    slurm, _ = plan.backends
+    asked = dict(dict(slurm.stages)["second"])
+    assert "partition" not in asked and "at_once" not in asked and asked["memory_gb"] == 16
+
+
 def test_back_ends_ask_in_the_spec_s_own_words(made: Compiled) -> None:
     slurm, ray = made.plan.backends
     assert slurm.name == "slurm"
