@@ -19,6 +19,7 @@ __all__ = ["LARGE", "Durable", "Piece", "crc32"]
 Piece = tuple[int, int]  # offset and size in bytes
 
 LARGE = 1 << 18  # bytes; less is not worth an entry
+_PUSH = 1 << 25  # sent to the disk at once: each time costs a journal's commit
 _BLOCK = 1 << 18  # written and read back in turn: stays in a core's own cache
 
 
@@ -32,7 +33,7 @@ class Durable(io.FileIO):
     def __init__(self, path: Path) -> None:
         super().__init__(path, "w+")
         self.sums: dict[Piece, int] = {}
-        self._end = 0
+        self._end = self._sent = 0
         self._block = bytearray(_BLOCK)
         self._pushed: Future[None] | None = None
         self._pusher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-sync")
@@ -47,7 +48,8 @@ class Durable(io.FileIO):
             self._append(rest[at : at + _BLOCK])
         if crc is not None:
             self.sums[start, size] = crc.result()
-            if self._pushed is None or self._pushed.done():
+            waits = self._end - self._sent >= _PUSH
+            if waits and (self._pushed is None or self._pushed.done()):
                 self._push(os.fdatasync)
         return size
 
@@ -74,7 +76,7 @@ class Durable(io.FileIO):
         self._end += size
 
     def _push(self, sync: Callable[[int], None]) -> None:
-        before = self._pushed
+        before, self._sent = self._pushed, self._end
 
         def push() -> None:
             if before is not None:
