@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO, cast
 
 from expc.emit.python import shell_value
-from expc.emit.shell import conduct
+from expc.emit.shell import policy
 from expc.ir import Block, Loop, Name, Plan, StageRun
 from expc.sweep import number
 
@@ -19,7 +19,7 @@ from expc.sweep import number
 def records(plan: Plan) -> Iterator[list[str]]:
     """What is said of each stage, `limit ...` and `retry ...`; then `run CONDITION SEED`, and for each of its stages
     `stage NAME MODULE [--after PARENT]... -- FLAGS...` or `skip NAME REASON`; `end` is last."""
-    yield from conduct(plan)
+    yield from policy(plan)
     for block in plan.blocks:
         for point in _points(block):
             label = "".join(point[p.text] if isinstance(p, Name) else p for p in block.label)

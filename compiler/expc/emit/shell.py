@@ -69,23 +69,23 @@ def shell_file(plan: Plan, folder: str) -> ShellFile:
         seeds=Quoted(" ".join(quote(seed) for seed in plan.seeds)),
         variables=Quoted(" ".join([*names, "seed", *(["row"] if zipped else [])])),
         lines=tuple(line for block in plan.blocks for line in _block(block)),
-        policy=tuple(_words(words) for words in conduct(plan)),
+        policy=tuple(_words(words) for words in policy(plan)),
         notify=_words(notice(plan)),
     )
 
 
-def conduct(plan: Plan) -> Iterator[list[str]]:
+def policy(plan: Plan) -> Iterator[list[str]]:
     """What is said of each stage before its runs, in words.
 
     `limit STAGE [--timeout SECONDS] [--devices N]`, `retry STAGE CLASS [--times N] [--delay SECONDS] [-- FLAG VALUE...]`.
     """
-    for policy in plan.policies:
-        limits = ["--timeout", number(policy.timeout)] if policy.timeout is not None else []
-        limits += ["--devices", number(policy.devices)] if policy.devices > 1 else []
+    for one in plan.policies:
+        limits = ["--timeout", number(one.timeout)] if one.timeout is not None else []
+        limits += ["--devices", number(one.devices)] if one.devices > 1 else []
         if limits:
-            yield ["limit", policy.stage, *limits]
-        for retry in policy.retries:
-            words = ["retry", policy.stage, retry.failure, "--times", number(retry.times)]
+            yield ["limit", one.stage, *limits]
+        for retry in one.retries:
+            words = ["retry", one.stage, retry.failure, "--times", number(retry.times)]
             words += ["--delay", number(retry.delay)] if retry.delay is not None else []
             changes = [word for change in retry.changes for word in change]
             yield [*words, *(["--", *changes] if changes else [])]
