@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """SIGINT is not ignored, as it is in a shell's background, where children would ignore it too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Children see SIGINT and SIGHUP, which a shell's background and nohup have them ignore."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: lambda *_: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

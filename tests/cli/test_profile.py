@@ -370,7 +370,6 @@ def test_what_is_there_stays_when_the_data_can_not_be_read(
     assert (mine / "specs/small.facts.json").read_text() == "from before\n"
 
 
-@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_stop_from_the_keyboard_leaves_nothing_behind(mine: Path) -> None:
     body(mine, "open('reading', 'w').close(); time.sleep(60)")
     running = subprocess.Popen(

@@ -103,7 +103,7 @@ def test_all_processes_killed_at_once_as_by_a_power_cut(number: int, sweep) -> N
 )
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_sweep_that_is_asked_to_stop_leaves_everything_saved(
-    number: int, sign: signal.Signals, sweep, as_in_a_terminal: None
+    number: int, sign: signal.Signals, sweep
 ) -> None:
     sweep.plan(runs=3)
     process = sweep.start()

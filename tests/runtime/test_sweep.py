@@ -437,7 +437,6 @@ def test_jobs_run_at_the_same_time_and_no_more_than_that(project: Project) -> No
     assert [p.read_text() for p in project.root.glob("most-*")] == ["2"] * 4
 
 
-@pytest.mark.usefixtures("as_in_a_terminal")
 @pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signal_lets_stages_save_and_leaves_nothing_behind(
     project: Project, sign: signal.Signals, code: int
@@ -479,7 +478,6 @@ def test_second_signal_does_not_wait(project: Project) -> None:
     assert project.status("seed=0/read").label == "interrupted"
 
 
-@pytest.mark.usefixtures("as_in_a_terminal")
 def test_grace_ends_in_a_kill(project: Project) -> None:
     project.plan("run '' 0", "stage read stage.py -- --do stubborn")
     process = project.start(EXPC_GRACE="1")
