@@ -40,6 +40,9 @@ def blame(
     lines = [f"update {incident.update} of optimizer `{incident.drive}`: {what}"]
     sight = _before_any_op(module, incident.batch) or _again(module, incident)
     lines += told(sight)
+    gathered = module.drive(incident.drive).accumulate
+    if gathered > 1 and not sight.fault:
+        lines.append(f"  its step gathers {gathered} batches: an earlier one may have been bad")
     half = module.half_dtype
     if half is not None and sight.fault and not sight.known and not sight.failed:
         again = _again(module, incident, half=False)

@@ -252,8 +252,9 @@ class Store:
         return None
 
     def _left(self) -> list[Path]:
-        """Newest first."""
-        found = self.folder.glob(f"{DIVERGED}-*.pt")
+        """Newest first; no generation of a series of that name is among them."""
+        named = re.compile(rf"{DIVERGED}-\d+\.pt")
+        found = [path for path in self.folder.glob("*.pt") if named.fullmatch(path.name)]
         return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
     def _generations(self, series: str) -> list[_Generation]:

@@ -285,13 +285,14 @@ class Drive:
                 raise NonFinite(self._name, value, late=False)
 
     def _count(self, total: Tensor) -> None:
-        self.waiting += 1
-        if self.waiting == self.accumulate:
+        self.settle()  # never later than one update after it: that one's batch is still known
+        if self.waiting + 1 < self.accumulate:
+            self.waiting += 1
+        else:
             self._finish(total)
         self.torn = ""
 
     def _finish(self, total: Tensor) -> None:
-        self.settle()
         grads = [p.grad for p in self._params if p.grad is not None]
         if not grads:
             raise ValueError(f"optimizer `{self._name}`: its loss reaches none of its parameters")
@@ -442,14 +443,22 @@ class Drive:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state`` left off; the budget, and with it the schedule, may have grown."""
+        """Go on where ``state`` left off; the budget, and with it the schedule, may have grown.
+
+        The precision, too, may be another, as a retry gives it: the loss scale is this one's.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
         self.skipped = state["skipped"]
         self.waiting = state["waiting"]
-        self.scale = state["scale"]
-        self._calm = state["calm"]
-        self._gathered = state["grads"]
+        was = state["scale"]
+        if was is not None and self.scale is not None:
+            self.scale, self._calm = was, state["calm"]
+        factor = (self.scale or 1.0) / (was or 1.0)
+        grads: list[Tensor | None] = state["grads"]
+        if factor != 1.0:
+            grads = [None if grad is None else grad * factor for grad in grads]
+        self._gathered = grads
         self.regain()
         # load_state_dict puts new dicts into param_groups
         base = [lr for _, lr in self._groups]

@@ -356,7 +356,17 @@ class Line(Module):
                     torch.empty(10**15)
 
             optimizer.step = step
-        return {"model": Drive(optimizer, accumulate=self.cfg.accumulate)}
+        drive = Drive(optimizer, accumulate=self.cfg.accumulate, clip=1.0)
+        if self.fails == "norm":
+            norm = drive._norm
+
+            def of(grads: list[Tensor]) -> Tensor:
+                if self.updates == 11:
+                    torch.empty(10**15)
+                return norm(grads)
+
+            drive._norm = of  # type: ignore[method-assign]
+        return {"model": drive}
 
 
 @pytest.fixture
@@ -386,7 +396,7 @@ def said(root: Path) -> str:
     return f"{status.label} {status.reason}"
 
 
-@pytest.mark.parametrize("fails", ["forward", "backward"])
+@pytest.mark.parametrize("fails", ["forward", "backward", "norm"])
 def test_what_was_not_torn_is_saved_and_goes_on_bit_for_bit(
     root: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -409,7 +419,7 @@ def test_what_was_not_torn_is_saved_and_goes_on_bit_for_bit(
         assert torch.equal(weights(root)[name], value), name
 
 
-@pytest.mark.parametrize(("fails", "accumulate"), [("step", 1), ("backward", 4)])
+@pytest.mark.parametrize(("fails", "accumulate"), [("step", 1), ("backward", 4), ("norm", 4)])
 def test_what_was_torn_is_not_saved_and_the_last_checkpoint_stands(
     root: Path, monkeypatch: pytest.MonkeyPatch, fails: str, accumulate: int
 ) -> None:

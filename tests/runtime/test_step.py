@@ -387,6 +387,25 @@ def test_a_record_keeps_no_graph_and_refuses_what_is_no_scalar() -> None:
         records.means()
 
 
+@pytest.mark.parametrize(("was", "now"), [("16-mixed", "32"), ("32", "16-mixed")])
+def test_a_retry_in_another_precision_has_the_loss_scale_of_its_own(was: str, now: str) -> None:
+    """Half of an accumulation is in the checkpoint, its gradients under the other's scale."""
+    torch.manual_seed(0)
+    data = batches(4)
+    whole = Net(sgd(accumulate=2))
+    first, then = Net(sgd(accumulate=2)), Net(sgd(accumulate=2))
+    for net in (first, then):
+        net.load_state_dict(whole.state_dict())
+    started(whole).training_step(data, 0)
+    started(first, was, scale=1024.0).training_step(data[:1], 0)
+    started(then, now, scale=1024.0).resume(first.progress())
+    assert then.drive("model").scale == (1024.0 if now == "16-mixed" else None)
+    then.training_step(data[1:], 0)
+    assert then.drive("model").steps == 2
+    for p, q in zip(then.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-2, atol=1e-3)
+
+
 # On a GPU nothing waits: whether a step may be is a tensor that the fused kernel reads, and the host
 # reads it one step late. The same path runs on the CPU if told so; the flag alone is another.
 
@@ -456,6 +475,30 @@ def test_a_bad_batch_is_found_one_step_late_and_is_the_one_accused(
     started(other).training_step(data[:1], 0)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_of_gathered_batches_the_step_is_read_one_update_late_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    data = batches(8)
+    data[3][0][2, 0] = math.nan  # the last of the first step
+    net = late(started(Net(adamw(1.0, accumulate=4))), monkeypatch)
+    with pytest.raises(
+        Diverged, match=r"update 3 of(.|\n)*input 1 of the batch is not finite in 1 rows \(2\)"
+    ):
+        net.training_step(data, 0)
+
+
+def test_a_gradient_that_an_earlier_batch_spoiled_is_no_race_for_sure() -> None:
+    torch.manual_seed(0)
+    net = started(Net(sgd(accumulate=2)))
+    data = batches(2)
+    net.training_step(data[:1], 0)
+    assert net.first.weight.grad is not None
+    net.first.weight.grad[0, 0] = math.nan
+    with pytest.raises(Diverged, match="gathers 2 batches: an earlier one may have been bad"):
+        net.training_step(data[1:], 0)
 
 
 def test_a_bad_last_batch_is_found_when_all_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
