@@ -29,7 +29,7 @@ from expc.monitor.changes import Changes
 from expc.monitor.gpu import Gpu, Gpus, read
 from expc.monitor.planned import Held
 from expc.monitor.watch import Watch
-from expc_runtime.state import claim, process_start, read_status
+from expc_runtime.state import claim, process_start, read_status, write_json
 
 MONITOR = [sys.executable, "-m", "expc", "monitor", "study", "--every", "0.1"]
 
@@ -144,6 +144,24 @@ def test_the_end_of_the_sweep_ends_it_with_the_code_of_run(study, piped) -> None
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.rstrip().endswith("8 stages of 4 runs: 8 done")
+
+
+def test_jobs_that_wait_between_two_stages_do_not_end_it(study, piped) -> None:
+    submission = study.runs / "slurm/10/submission.json"
+    submission.parent.mkdir(parents=True)
+    write_json(submission, {"last": 10, "code": None})
+    study.works("lr=1,seed=0/read", job="slurm 7_4")
+    process = piped()
+    lines = iter(process.stdout.readline, "")
+    assert "study: running (slurm 10 is the last of its jobs)" in next(lines)
+    study.finish("lr=1,seed=0/read")
+    assert any("study: in the queue (slurm 10)" in line for line in lines)
+    for name in study.tasks():
+        study.finish(name)
+    write_json(submission, {"last": 10, "code": 0})
+    rest = "".join(lines)
+    assert process.wait(60) == 0
+    assert rest.rstrip().endswith("8 stages of 4 runs: 8 done")
 
 
 def test_a_runner_killed_while_it_watches_is_told(study, piped, begun) -> None:

@@ -149,7 +149,11 @@ class _End:
     def look(self) -> Snapshot:
         """The next snapshot."""
         snapshot = self._watch.look(self._held.tasks())
-        self.reached = snapshot.ended or (self._ran and snapshot.state != "running")
+        busy = snapshot.state in (
+            "running",
+            "queued",
+        )  # between two stages, a cluster may queue all
+        self.reached = snapshot.ended or (self._ran and not busy)
         self._ran = self._ran or snapshot.state == "running"
         return snapshot
 
