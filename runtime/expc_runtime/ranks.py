@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -45,7 +46,10 @@ PATIENCE = 10.0
 """Seconds in which a rank must have noticed the end of another by itself; then it is ended."""
 
 BUCKET = 32 * 2**20
-"""Bytes of gradients that are sent at once; so much more memory is needed than on one rank."""
+"""Bytes of gradients that are sent together; a larger tensor is sent by itself."""
+
+UNDER_WAY = 2
+"""Buckets that are on their way at a time: so much more memory is needed than on one rank."""
 
 NOTES = ".ranks"  # in the stage's folder
 
@@ -264,18 +268,23 @@ class _Several(Ranks):
         return told
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
-        """Sum over ranks, in place, a bucket of one type at a time, all of them under way at once."""
-        sent = []
+        """Sum over ranks, in place, a bucket of one type at a time, `UNDER_WAY` of them at once."""
+        sent: deque[tuple[list[Tensor], Tensor, Any]] = deque()
         for bucket in _buckets(tensors):
+            if len(sent) == UNDER_WAY:
+                self._receive(*sent.popleft())
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             with self.together():
                 sent.append((bucket, flat, self._dist.all_reduce(flat, async_op=True)))
-        for bucket, flat, work in sent:
-            with self.together():
-                work.wait()
-            pieces = torch.split(flat, [tensor.numel() for tensor in bucket])
-            shaped = [piece.view(t.shape) for piece, t in zip(pieces, bucket, strict=True)]
-            torch._foreach_copy_(bucket, shaped)
+        while sent:
+            self._receive(*sent.popleft())
+
+    def _receive(self, bucket: list[Tensor], flat: Tensor, work: Any) -> None:
+        with self.together():
+            work.wait()
+        pieces = torch.split(flat, [tensor.numel() for tensor in bucket])
+        shaped = [piece.view(t.shape) for piece, t in zip(pieces, bucket, strict=True)]
+        torch._foreach_copy_(bucket, shaped)
 
     def asks(self, wants: Callable[[], bool]) -> None:
         self._wants = wants

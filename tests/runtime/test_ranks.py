@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -38,7 +38,7 @@ from expc_runtime.gates import Gate, Until
 from expc_runtime.metrics import BinaryAccuracy
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive, decay_groups, warmup_cosine
-from expc_runtime.ranks import ALONE, _Several, meet
+from expc_runtime.ranks import ALONE, _buckets, _Several, meet
 from expc_runtime.state import Result, Status, claim, read_result, read_status
 
 torch.set_num_threads(1)
@@ -385,6 +385,42 @@ def test_two_ranks_compute_what_one_does(
     assert b.extra["provenance"]["ranks"] == 2
     for key, value in final(root, one)["model"].items():
         torch.testing.assert_close(value, final(root, two)["model"][key], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_many_buckets_are_all_summed_two_buckets_at_a_time(
+    together: Callable[..., list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("expc_runtime.ranks.BUCKET", 64)
+    sizes = (3, 20, 1, 16, 40, 2)
+
+    def work() -> int:
+        ranks = meet()
+        under_way, most = 0, 0
+        receive = _Several._receive
+
+        def counted(self: _Several, *sent: Any) -> None:
+            nonlocal under_way
+            receive(self, *sent)
+            under_way -= 1
+
+        def buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+            nonlocal under_way, most
+            for bucket in _buckets(tensors):
+                yield bucket
+                under_way += 1
+                most = max(most, under_way)
+
+        monkeypatch.setattr(_Several, "_receive", counted)
+        monkeypatch.setattr("expc_runtime.ranks._buckets", buckets)
+        params = [torch.zeros(size) for size in sizes]
+        for k, param in enumerate(params):
+            param.grad = torch.full_like(param, float(10 * k + ranks.rank))
+        told = ranks.sum_gradients(params, torch.tensor(0.5))
+        whole = all((p.grad == 20.0 * k + 1).all() for k, p in enumerate(params))
+        ranks.close()
+        return 0 if whole and told.tolist() == [1.0, 0.0] and (most, under_way) == (2, 0) else 1
+
+    assert together(2, work) == [0, 0]
 
 
 def test_a_batch_with_too_few_rows_for_all_is_everybodys(
