@@ -186,7 +186,6 @@ def _unfit(
             help="change a setting that all of them have",
         )
         return
-    value = one.written.changes[path]
     if why := _kept(flag, path):
         yield Finding(
             "XC510",
@@ -195,13 +194,29 @@ def _unfit(
             why=f"the next try goes on from a checkpoint: {why}",
             help="leave it out; less memory is what `microbatch: half` is for",
         )
+    else:
+        yield from _misset(document, space, one, path, flag)
+
+
+def _misset(
+    document: Document, space: Space, one: Planned, path: str, flag: Flag
+) -> Iterator[Finding]:
+    """What is wrong with the value that a retry gives a setting."""
+    value, span = one.written.changes[path], document.tree.at(one.at(path)).value
+    if isinstance(value, str) and value != HALF and _is_number(flag.default):
+        yield Finding(
+            "XC103",
+            f"`{path}` becomes a number, or `half`, not the text `{value}`",
+            span,
+            help="`half` halves it at each try anew; a number is what it is in the next try",
+        )
     elif value != HALF or flag.choices:
         yield from _refused(document, space, one, path, flag)
     elif not _is_number(flag.default):
         yield Finding(
             "XC510",
             f"`{path}` can't be halved: it is `{word(flag, flag.default)}`",
-            place.value,
+            span,
             why="only a number can be",
             help="write what it is in the next try",
         )
@@ -279,37 +294,37 @@ def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyP
     """A change of what is no setting in any stage that the retry is for."""
     stages, path = [one.stage for one in several], str(at[-1])
     named = f"stage `{stages[0].name}` has no" if len(stages) == 1 else "no stage has a"
-    why, help = "the next try would be like the one that failed", ""
-    undivided = [stage.kind for stage in stages if path == "microbatch" and stage.kind.undivided]
-    there = [(each, (*each.path, *path.split("."))) for each in stages]
-    held = next((each for each in there if each[1] in base.tree.where), None)
-    if undivided:
-        why, help = undivided[0].undivided
-    elif held is not None:
-        value = base.tree.get(held[1])
-        if isinstance(value, dict):
-            below = _settings(space, stages, path)
-            named, help = (
-                f"`{path}` is no setting, but a map of them, in",
-                f"name one of them: {listed(below, 6)}" if below else "leave it out",
-            )
-            return _told(f"{named} stage `{held[0].name}`", base, at, why, help)
-        if value is None:
-            help = f"give the stage a `{path}` of its own, or leave it out"
-        elif base.is_written(held[1]):
-            return _told(f"`{path}` can't be changed by a retry", base, at, _CODE, "leave it out")
-        else:
-            help = f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
-        return _told(f"`{path}` is not set in stage `{held[0].name}`", base, at, why, help)
-    else:
-        settings = _settings(space, stages)
-        hint = suggest(path, settings)
-        help = (
-            f"{hint} (settings: {listed(settings, 6)})"
-            if hint
-            else f"settings are {listed(settings)}"
-        )
-    return _told(f"{named} `{path}`", base, at, why, help)
+    undivided = next((stage.kind.undivided for stage in stages if stage.kind.undivided), None)
+    if path == "microbatch" and undivided is not None:
+        why, instead = undivided
+        return _told(f"{named} `{path}`", base, at, instead, why)
+    for stage in stages:
+        if (*stage.path, *path.split(".")) in base.tree.where:
+            return _no_flag(base, stage, path, at, _settings(space, stages, path))
+    settings = _settings(space, stages)
+    hint = suggest(path, settings)
+    help = (
+        f"{hint} (settings: {listed(settings, 6)})" if hint else f"settings are {listed(settings)}"
+    )
+    return _told(f"{named} `{path}`", base, at, help)
+
+
+def _no_flag(base: Experiment, stage: Stage, path: str, at: KeyPath, below: list[str]) -> Finding:
+    """A change of what a stage has, but not as a setting."""
+    place = (*stage.path, *path.split("."))
+    value = base.tree.get(place)
+    if isinstance(value, dict):
+        message = f"`{path}` is no setting, but a map of them, in stage `{stage.name}`"
+        help = f"name one of them: {listed(below, 6)}" if below else "leave it out"
+        return _told(message, base, at, help)
+    if value is not None and base.is_written(place):
+        return _told(f"`{path}` can't be changed by a retry", base, at, "leave it out", _CODE)
+    message = f"`{path}` is not set in stage `{stage.name}`"
+    if value is None:
+        return _told(message, base, at, f"set `{path}` in the stage, too, or leave it out")
+    return _told(
+        message, base, at, f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
+    )
 
 
 def _yaml(value: object) -> str:
@@ -318,7 +333,13 @@ def _yaml(value: object) -> str:
     return text.replace("e", ".0e") if isinstance(value, float) and "." not in text else text
 
 
-def _told(message: str, base: Experiment, at: KeyPath, why: str, help: str) -> Finding:
+def _told(
+    message: str,
+    base: Experiment,
+    at: KeyPath,
+    help: str,
+    why: str = "the next try would be like the one that failed",
+) -> Finding:
     return Finding("XC510", message, base.tree.at(at).key, why=why, help=help)
 
 
