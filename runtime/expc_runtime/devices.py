@@ -25,7 +25,7 @@ def require_module(module: nn.Module, device: torch.device, when: str) -> None:
     there. A plain tensor of the host may be meant so; `strays` names it once two devices have met.
     """
     found = [*_registered(module, device), *_hidden(module, device)]
-    found += [line for line in _plain(module, device) if "meta" in line]
+    found += [line for tensor, line in _plain(module, device) if tensor.is_meta]
     if found:
         raise BadValue(_message(when, device, found))
 
@@ -65,7 +65,11 @@ def told(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 def strays(module: nn.Module, device: torch.device) -> list[str]:
     """Everything of ``module`` that is elsewhere, plain tensors too, for people."""
-    return [*_registered(module, device), *_hidden(module, device), *_plain(module, device)]
+    return [
+        *_registered(module, device),
+        *_hidden(module, device),
+        *(line for _, line in _plain(module, device)),
+    ]
 
 
 def _message(when: str, device: torch.device, found: list[str]) -> str:
@@ -104,11 +108,12 @@ def _hidden(module: nn.Module, device: torch.device) -> Iterator[str]:
                 break
 
 
-def _plain(module: nn.Module, device: torch.device) -> Iterator[str]:
+def _plain(module: nn.Module, device: torch.device) -> Iterator[tuple[Tensor, str]]:
     """Tensors that are attributes and no buffers; a number may be anywhere."""
     for name, value in _attributes(module):
         if isinstance(value, Tensor) and value.ndim and not _same(value.device, device):
-            yield f"tensor `{name}` is on {value.device}: make it a buffer, and it moves with the net"
+            where = f"tensor `{name}` is on {value.device}"
+            yield value, f"{where}: make it a buffer, and it moves with the net"
 
 
 _OWN = frozenset(("_parameters", "_buffers", "_modules", "_live", "_drives", "_held", "_trainer"))

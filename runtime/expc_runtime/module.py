@@ -416,7 +416,7 @@ class Module(pl.LightningModule):
     def take_back(self) -> bool:
         """Undo what an update that broke off has begun; whether all is as it was before it.
 
-        But for running statistics, which have read its batch. Gradients that earlier batches had
+        But for running statistics and records, which have its batch. Gradients that earlier batches had
         gathered cannot be told from its own: then it is not.
         """
         live = self._live

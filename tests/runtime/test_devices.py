@@ -77,6 +77,14 @@ def test_a_tensor_of_the_host_may_be_meant_so_and_is_named_once_devices_have_met
     ]
 
 
+@pytest.mark.parametrize("name", ["names", "metadata"])
+def test_a_tensor_of_the_host_is_no_fault_whatever_it_is_called(name: str) -> None:
+    net, cuda = nn.ReLU(), torch.device("cuda", 0)
+    setattr(net, name, torch.arange(3))
+    require_module(net, cuda, "before measuring")
+    assert len(strays(net, cuda)) == 1
+
+
 def test_a_column_elsewhere_is_named() -> None:
     batch = (torch.zeros(2), away(torch.zeros(2)))
     require_batch(("x", "y"), batch[:1], CPU, "before the first update")
