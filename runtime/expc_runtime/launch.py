@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(path: str, argv: list[str]) -> int:
     """Have ``argv`` run by the server at ``path``; returns its exit code, or dies by its signal."""
-    signals = [getattr(signal, name) for name in _FORWARD]
+    signals = _forwarded()
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until there is someone to pass them on to
     try:
         server = _connect(path)
@@ -74,7 +74,7 @@ def _run(path: str, argv: list[str]) -> int:
     except OSError:
         return UNAVAILABLE
     for number in signals:
-        signal.signal(number, lambda received, _: _kill(pid, received))
+        signal.signal(number, lambda received, _: _signal(pid, received))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     try:
         code = _answer(server)
@@ -84,6 +84,10 @@ def _run(path: str, argv: list[str]) -> int:
     if code < 0:
         _die(-code)
     return code
+
+
+def _forwarded() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in _FORWARD]
 
 
 def _connect(path: str) -> socket.socket:
@@ -108,6 +112,16 @@ def _ask(server: socket.socket, argv: list[str]) -> None:
     server.sendall(payload)
 
 
+def _require_alive(caller: socket.socket) -> None:
+    """Raise ConnectionError if ``caller`` was killed while it waited for us to load."""
+    patience = caller.gettimeout()
+    caller.settimeout(0.0)
+    with suppress(BlockingIOError):
+        if not caller.recv(1, socket.MSG_PEEK):
+            raise ConnectionError
+    caller.settimeout(patience)
+
+
 def _answer(server: socket.socket) -> int:
     number: int = _NUMBER.unpack(_exactly(server, _NUMBER.size))[0]
     return number
@@ -127,6 +141,15 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 def _kill(group: int, number: int) -> None:
     with suppress(ProcessLookupError):  # just ended; its code is on the way
         os.killpg(group, number)
+
+
+def _signal(pid: int, number: int) -> None:
+    """As `_kill`, of a run that is not reaped and may not lead its group yet."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _end(group: int) -> None:
@@ -203,7 +226,7 @@ class Server:
     def stop(self) -> None:
         """Kill what runs."""
         for pid in self._callers:
-            _kill(pid, signal.SIGKILL)
+            _signal(pid, signal.SIGKILL)
 
     def _accept(self) -> Callable[[], int] | None:
         caller, _ = self._listener.accept()
@@ -212,10 +235,14 @@ class Server:
         try:
             head, fds, _, _ = socket.recv_fds(caller, _NUMBER.size, 3)
             words = _exactly(caller, _NUMBER.unpack(head)[0]).split(b"\0")
-            pid = os.fork()
-            if pid == 0:
-                return self._become(caller, fds, words)
-            caller.sendall(_NUMBER.pack(pid))
+            _require_alive(caller)
+            held = signal.pthread_sigmask(signal.SIG_BLOCK, _forwarded())
+            try:  # a signal that the caller passes on is not for our handlers
+                pid = os.fork()
+                if pid == 0:
+                    return self._become(caller, fds, words)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
         except (OSError, struct.error):
             caller.close()
             return None
@@ -224,6 +251,8 @@ class Server:
                 os.close(fd)
         self._callers[pid] = caller
         self._selector.register(caller, self._read, pid)
+        with suppress(OSError):  # it is dead: the selector says so next, and its run ends
+            caller.sendall(_NUMBER.pack(pid))
         return None
 
     def _become(
@@ -264,7 +293,7 @@ class Server:
     def _hung_up(self, pid: int) -> None:
         """The caller of ``pid`` is dead: so is its run. Reaped like any other."""
         self._selector.unregister(self._callers[pid])
-        _kill(pid, signal.SIGKILL)
+        _signal(pid, signal.SIGKILL)
 
 
 def _serve(path: str, parent: int, modules: tuple[str, ...]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import expc_runtime
+from expc_runtime import launch
 from expc_runtime.state import alive, process_start
 
 LAUNCH = Path(expc_runtime.__file__).with_name("launch.py")
@@ -229,6 +230,36 @@ def test_killed_caller_takes_its_run_with_it_and_no_other(
     other.terminate()
     assert other.wait(timeout=20) == 75
     wait_for(lambda: server.children() == [], "reaped run; no zombie")
+
+
+def test_a_caller_killed_while_the_server_loads_has_no_run(
+    server: Server, script: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Its request lies in the socket all the same; the run would be nobody's, and never end."""
+    wait_for(server.socket.exists, "server")
+    server.process.send_signal(signal.SIGSTOP)  # as it is while it imports torch
+    with launch._connect(str(server.socket)) as caller:
+        path = script("from pathlib import Path\nPath(__file__).with_name('orphan').touch()")
+        launch._ask(caller, [str(path)])
+    server.process.send_signal(signal.SIGCONT)
+    (tmp_path / "next.py").touch()
+    assert subprocess.call(server.command(tmp_path / "next.py")) == 0
+    assert not (tmp_path / "orphan").exists()
+    assert server.children() == []
+
+
+def test_a_signal_that_came_while_the_server_loads_reaches_the_run(
+    server: Server, script: Callable[[str], Path]
+) -> None:
+    wait_for(server.socket.exists, "server")
+    server.process.send_signal(signal.SIGSTOP)
+    caller = subprocess.Popen(server.command(script(WAIT), "save"), stdout=subprocess.DEVNULL)
+    blocked = f"SigBlk:\t{sum(1 << (n - 1) for n in launch._forwarded()):016x}"
+    wait_for(lambda: blocked in Path(f"/proc/{caller.pid}/status").read_text(), "mask")
+    caller.terminate()
+    server.process.send_signal(signal.SIGCONT)
+    assert caller.wait(timeout=20) in (75, -signal.SIGTERM)
+    wait_for(lambda: server.children() == [], "end of the run")
 
 
 def test_killed_server_ends_its_runs_and_callers_fall_back(

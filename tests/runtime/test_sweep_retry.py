@@ -339,6 +339,34 @@ def test_a_stage_whose_time_is_up_saves_and_goes_on_as_declared(project: Project
     assert "(exit 137)" in out
 
 
+UNTIMELY = """() {
+  builtin read "$@" || return
+  [[ -z $part ]] || return 142
+}"""
+
+
+def test_no_word_of_the_clerk_is_lost_where_a_line_ends_as_the_shell_s_patience_does(
+    project: Project,
+) -> None:
+    """`read -t` may be out of time just then: it has the line and its end, and says it has no end.
+
+    So does the `read` here, each time. A KILL that is joined to the next word reaches nobody.
+    """
+    project.plan(
+        "run a 0; stage read stage.py -- --do deaf",
+        "run b 0; stage two stage.py -- --do deaf",
+        "run c 0; stage three stage.py --",
+    )
+    project.policy("limit read --timeout 2", "limit two --timeout 2")
+    code, out = project.sweep(EXPC_GRACE="1", JOBS="2", **{"BASH_FUNC_read%%": UNTIMELY})
+    assert code == 1, out
+    assert project.status("a,seed=0/read").label == "failed(timed_out)"
+    assert project.status("b,seed=0/two").label == "failed(timed_out)"
+    assert project.status("c,seed=0/three").label == "done"
+    log = project.stage("c,seed=0/three") / "attempt-1.log"
+    assert log.read_text().startswith("$ ")
+
+
 def test_the_plan_is_there_for_other_back_ends(project: Project) -> None:
     project.plan("run '' 0; stage read stage.py -- --lr 1")
     project.policy("limit read --timeout 60 --devices 2", "retry read oom -- --microbatch half")

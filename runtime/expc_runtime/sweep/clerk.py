@@ -553,7 +553,7 @@ class Clerk:
         again = None if self._ending else self._book.retry(attempt, status)
         retried = again is not None and again.delay is not None
         if again is not None and again.text:
-            self._line("Retry" if retried else "", f"{self._where(task)}: {again.text}")
+            self._line("Retry" if retried else "Left", f"{self._where(task)}: {again.text}")
         if again is not None and again.delay is not None:
             avoid = process.slots[0] if process.slots and status.state == "failed" else None
             self._queue(task, again.delay, avoid)

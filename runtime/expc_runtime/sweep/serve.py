@@ -247,6 +247,9 @@ def _notifier(words: Sequence[str], say: Callable[[str], None]) -> Notifier:
 
 
 def _send(command: bytes) -> None:
+    """Tell the shell; an empty line ends the first one, whose own end it may miss (see sweep.bash)."""
+    line, end, words = command.partition(b"\n")
+    command = line + end + end + words
     with suppress(BrokenPipeError):  # the shell is gone; the end of stdin says so next
         while command:
             command = command[os.write(1, command) :]

@@ -7,6 +7,8 @@
 #   clerk -> here   start ID WORDS GPUS THREADS, then that many NUL-ended words: the log, the command
 #                   signal ID SIGNAL | look | launcher | quit CODE
 #   here -> clerk   started ID PID | ended ID CODE | again ID | stop SIGNAL | status
+# An empty line follows each command: when a `read -t` is out of time just as a line ends, it has
+# taken the newline and says that there was none.
 
 (( BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404 )) || {
   echo "sweep: needs bash 4.4 or later; this is $BASH_VERSION" >&2
@@ -65,7 +67,7 @@ sweep() {
       --smoke) options+=(--smoke); root+=.smoke rehearse='' ;;
       --no-smoke) rehearse='' ;;
       --help | -h) usage; return 0 ;;
-      *) usage >&2; return 2 ;;
+      *) echo "sweep: there is no option $1" >&2; usage >&2; return 2 ;;
     esac
     shift
   done
@@ -124,7 +126,9 @@ serve() {
     set -- $line
     line='' word=${1-} a=${2-} b=${3-} c=${4-} d=${5-}
     case $word in
-      start) mapfile -d '' -t -n "$b" words <&"$from" && start "$a" "$c" "$d" "${words[@]}" ;;
+      start)
+        mapfile -d '' -t -n "$b" words <&"$from" || continue
+        start "$a" "$c" "$d" "${words[0]#$'\n'}" "${words[@]:1}" ;;  # without the empty line
       signal) [[ -z ${pids[$a]-} ]] || signal "$b" "${pids[$a]}" ;;
       look) ;;  # something has ended
       launcher) start_launcher ;;
