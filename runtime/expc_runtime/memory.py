@@ -375,7 +375,7 @@ def _of_attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def _of_globals(root: Path) -> Iterator[tuple[str, Any]]:
     prefix = f"{root}{os.sep}"
     for known, module in list(sys.modules.items()):
-        file = getattr(module, "__dict__", {}).get("__file__") or ""  # no lazy import is woken
+        file = str(getattr(module, "__dict__", {}).get("__file__") or "")  # no lazy import is woken
         if not file.startswith(prefix) or "site-packages" in file or known.startswith("expc"):
             continue
         for name, value in list(vars(module).items()):
@@ -387,16 +387,24 @@ def _within(container: Any, depth: int = DEPTH) -> Iterator[Tensor]:
     """Tensors in nested containers; where there is none at the ends there is none."""
     if not _is_likely(container, depth):
         return
-    for value in list(container.values() if isinstance(container, dict) else container):
+    for value in _values(container):
         if isinstance(value, Tensor):
             yield value
         elif depth and isinstance(value, _CONTAINERS):
             yield from _within(value, depth - 1)
 
 
+def _values(container: Any) -> list[Any]:
+    """What lies in it; a class of somebody's own may make values, or import, when it is asked."""
+    if isinstance(container, dict):
+        return list(dict.values(container))
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+    return list(kind.__iter__(container))
+
+
 def _is_likely(container: Any, depth: int) -> bool:
     """Whether there is a tensor near an end, at any depth."""
-    values = list(container.values() if isinstance(container, dict) else container)
+    values = _values(container)
     ends = values if len(values) <= 2 * PEEK else [*values[:PEEK], *values[-PEEK:]]
     return any(
         isinstance(value, Tensor)
@@ -413,8 +421,7 @@ def _inside(thing: object, depth: int = 3) -> Iterator[Tensor]:
         elif isinstance(value, _CONTAINERS):
             yield from _within(value)
             if depth:
-                inner = value.values() if isinstance(value, dict) else value
-                for each in list(inner)[:64]:
+                for each in _values(value)[:64]:
                     yield from _inside(each, depth - 1)
         elif depth and not isinstance(value, nn.Module | type | ModuleType):
             yield from _inside(value, depth - 1)
@@ -426,10 +433,14 @@ def _bytes(tensors: list[Tensor], seen: set[int]) -> int:
     for tensor in tensors:
         if tensor.layout is not torch.strided or tensor.is_meta:
             continue
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
+        try:
+            storage = tensor.untyped_storage()
+            place, count = storage.data_ptr(), storage.nbytes()
+        except RuntimeError:  # a wrapper, as vmap's, has no memory of its own
+            continue
+        if place not in seen:
+            seen.add(place)
+            total += count
     return total
 
 

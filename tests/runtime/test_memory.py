@@ -303,6 +303,32 @@ def test_bytes_for_people(count: int, text: str) -> None:
     assert size(count) == text
 
 
+class Lazy(dict[str, Tensor]):
+    """As large libraries have them: to ask for what it holds is to import it."""
+
+    def values(self) -> Any:
+        raise AssertionError("was woken")
+
+
+def test_a_container_that_makes_its_values_is_not_asked_to() -> None:
+    net = Net()
+    net.cache = Lazy(a=kept(), b=kept())
+    assert [(h.tensors, h.bytes) for h in holders(net, HERE) if "cache" in h.what] == [(2, 2 * MB)]
+
+
+def test_a_tensor_without_memory_of_its_own_is_no_end_of_a_training() -> None:
+    net = Net()
+    net.escaped = []
+
+    def let_out(x: Tensor) -> Tensor:
+        net.escaped.append(x)
+        return x + 1
+
+    torch.vmap(let_out)(torch.ones(3))
+    net.escaped.append(kept())
+    assert [(h.tensors, h.bytes) for h in holders(net, HERE) if "escaped" in h.what] == [(2, MB)]
+
+
 # Of a whole run.
 
 
