@@ -371,8 +371,8 @@ def test_a_lowering_never_reads_a_flag(spec: Path, monkeypatch: pytest.MonkeyPat
     real = Builder._flagged
     seen: list[str] = []
 
-    def sealed(self: Builder, path: Any, value: Any, *rest: Any) -> Flag:
-        flag = real(self, path, value, *rest)
+    def sealed(self: Builder, path: Any, value: Any, *rest: Any, **marks: Any) -> Flag:
+        flag = real(self, path, value, *rest, **marks)
         object.__setattr__(flag, "default", Sealed())
         seen.append(flag.field)
         return flag
