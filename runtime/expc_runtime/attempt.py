@@ -15,6 +15,7 @@ from expc_runtime.flags import Run
 from expc_runtime.log import Log
 from expc_runtime.provenance import project_root
 from expc_runtime.ranks import ALONE, Note, Ranks, meet
+from expc_runtime.signals import nothing_to_save
 from expc_runtime.state import (
     SMOKE,
     Claim,
@@ -104,9 +105,10 @@ def attempt(
 def _work(stage: Claim, ranks: Ranks, work: Callable[[Claim], int]) -> int:
     """Do ``work``, with the other ranks if there are any; returns the exit code."""
     try:
-        ranks.heed(stage.folder, lambda note: _ended(note, stage, ranks))
-        code = work(stage)
-        ranks.close()
+        with nothing_to_save():
+            ranks.heed(stage.folder, lambda note: _ended(note, stage, ranks))
+            code = work(stage)
+            ranks.close()
         return code
     except Exception as error:  # noqa: BLE001  any failure becomes a state
         return _failed(error, stage, ranks)

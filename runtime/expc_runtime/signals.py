@@ -1,11 +1,13 @@
 """A request to stop: the handler raises a flag, the loop acts on it between two updates or steps."""
 
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
-__all__ = ["Requests", "Stopped"]
+__all__ = ["Requests", "Stopped", "nothing_to_save"]
 
 
 class Stopped(Exception):
@@ -52,3 +54,18 @@ class Requests:
     def _save(self, number: int, frame: FrameType | None) -> None:
         self.save = True
         self._wake()
+
+
+@contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Inside, SIGUSR1 ends nothing where no `Requests` hear it: all is saved, or there is nothing yet."""
+    number = signal.SIGUSR1
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(number) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, signal.SIG_DFL)

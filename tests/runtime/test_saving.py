@@ -1,10 +1,13 @@
 """What is never kept: weights that are no numbers, a best that is none, a stage without room."""
 
 import math
+import os
 import shutil
+import signal
 from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from expc_runtime.errors import DiskFull
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
+from expc_runtime.measuring import Figures
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.saving import Saves
@@ -67,6 +71,28 @@ def run(root: Path, epochs: int = 1) -> int:
     feed = Feed(Points(), columns=("x", "y"), batch=8, val=0.25)
     until = Until(Epochs(epochs))
     return fit(Line, Config(), feed, until=until, monitor=monitor, file=file, program="p")
+
+
+@pytest.mark.parametrize("when", [(Feed, "setup"), (Figures, "test")])
+def test_a_request_to_save_ends_nothing_before_the_first_update_or_after_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: tuple[type, str]
+) -> None:
+    do = getattr(*when)
+
+    def asked(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return do(*given)
+
+    monkeypatch.setattr(*when, asked)
+    child = os.fork()
+    if not child:
+        code = 70
+        try:
+            code = run(tmp_path)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read_result(tmp_path / Config().out) is not None
 
 
 @pytest.mark.parametrize(
