@@ -302,7 +302,7 @@ def _no_setting(base: Experiment, space: Space, several: list[Planned], at: KeyP
         if (*stage.path, *path.split(".")) in base.tree.where:
             return _no_flag(base, stage, path, at, _settings(space, stages, path))
     settings = _settings(space, stages)
-    hint = suggest(path, settings)
+    hint = suggest(path, [*settings, "times", "delay"])
     help = (
         f"{hint} (settings: {listed(settings, 6)})" if hint else f"settings are {listed(settings)}"
     )
@@ -322,6 +322,9 @@ def _no_flag(base: Experiment, stage: Stage, path: str, at: KeyPath, below: list
     message = f"`{path}` is not set in stage `{stage.name}`"
     if value is None:
         return _told(message, base, at, f"set `{path}` in the stage, too, or leave it out")
+    if value == base.tree.get(at):
+        already = f"{message}, and is `{_yaml(value)}` already"
+        return _told(already, base, at, "change something else, or leave it out")
     return _told(
         message, base, at, f"write what it is otherwise, `{path}: {_yaml(value)}`, in the stage"
     )

@@ -196,8 +196,9 @@ class Figures:
             "reestimated` averages them anew before each measurement"
         )
         self._warn(
-            f"{key} is {self.other[key]:.4f} in train mode and {self.last[key]:.4f} in eval mode "
-            f"at update {self._module.updates}: {why}",
+            f"{key} differs in train mode and in eval mode: {why}\n"
+            f"  {self.other[key]:.4f} in train mode and {self.last[key]:.4f} in eval mode "
+            f"at update {self._module.updates}",
             once="modes",
         )
 

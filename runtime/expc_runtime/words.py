@@ -40,7 +40,10 @@ class Words:
         return {"warned": self.warned, "told": sorted(self._told)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.warned, self._told = list(state["warned"]), set(state["told"])
+        """Beside what earlier attempts said, this one may have said something: both are true."""
+        before = list(state["warned"])
+        self.warned = before + [text for text in self.warned if text not in before]
+        self._told |= set(state["told"])
 
 
 def some(names: list[str]) -> str:

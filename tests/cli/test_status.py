@@ -14,7 +14,7 @@ import pytest
 
 from expc.monitor.estimate import Took, Work, left
 from expc.monitor.watch import Watch, clean, last_line
-from expc_runtime.state import Result, write_json
+from expc_runtime.state import Result, Status, write_json, write_status
 
 KEYS = [
     *("experiment", "folder", "state", "time", "runner", "rehearsal", "runs", "stages", "counts"),
@@ -99,6 +99,22 @@ def test_jobs_that_wait_in_a_cluster_are_told(study, expc) -> None:
     write_json(study.runs / "slurm/10/submission.json", {"last": 10, "code": 1})
     study.put("lr=1,seed=0/read", "failed")
     assert "slurm" not in expc("status", "study").out
+
+
+def test_smoke_runs_are_listed_only_where_they_went_wrong(study, expc) -> None:
+    (study.folder / "sweep.sh").unlink()  # what is on disk is all there is
+    study.runs.mkdir(parents=True)
+    smoke = study.root / "runs/study.smoke/lr=1,seed=0/read"
+    smoke.mkdir(parents=True)
+    write_status(smoke, Status(state="smoke", key="k"))
+    assert "study.smoke" not in expc("status").out
+    write_status(smoke, Status(state="failed", failure="crash", key="k"))
+    assert "study.smoke:" in expc("status").out
+
+
+def test_what_was_stopped_is_not_said_to_have_failed(study, expc) -> None:
+    study.put("lr=1,seed=0/read", "interrupted", reason="SIGTERM at update 3: saved")
+    assert "last to stop: lr=1,seed=0/read  interrupted" in expc("status", "study").out
 
 
 def test_smoke_runs_that_come_first_are_told(study, expc) -> None:

@@ -291,6 +291,21 @@ def test_a_setting_that_some_runs_lack_can_not_be_changed(project: Project) -> N
     assert "those of condition `other` do not" in told.message
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("oom: {microbach: half}", "did you mean `microbatch`?"),
+        ("killed: {time: 2}", "did you mean `times`?"),
+        ("killed: {delya: {seconds: 3}}", "did you mean `delay`?"),
+        ("diverged: {precision: 32}", "change something else, or leave it out"),
+    ],
+)
+def test_the_help_is_one_that_lint_then_takes(project: Project, change: str, told: str) -> None:
+    """`precision: 32` in the stage, too, would be the value that it has anyway."""
+    (finding,) = project.findings(project.text + f"run: {{retry: {{{change}}}}}\n")
+    assert finding.code == "XC510" and told in finding.help
+
+
 # ------------------------------------------------------------------------------------- no dead knob
 
 

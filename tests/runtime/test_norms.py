@@ -146,7 +146,7 @@ def test_a_gate_in_train_mode_opens_on_a_net_that_fails_in_eval_mode_and_both_ar
     told = f"train/right {in_train:.4f} >= 0.9700 in train mode; in eval mode it is {in_eval:.4f}"
     assert told in result.gate["message"]
     assert any(told in warning for warning in result.warnings)
-    gap = f"train/right is {in_train:.4f} in train mode and {in_eval:.4f} in eval mode"
+    gap = f"{in_train:.4f} in train mode and {in_eval:.4f} in eval mode"
     assert any(gap in w and "norm_statistics: reestimated" in w for w in result.warnings)
     assert told in capsys.readouterr().out
 

@@ -578,6 +578,19 @@ failed(diverged) read of loop=mse,precision=32,seed=1:
 """
 
 
+def test_the_source_of_a_long_reason_does_not_join_the_command_that_ends_it(tmp_path: Path) -> None:
+    task = Task(1, "a,seed=0", "a", "0", "read", key="k")
+    (tmp_path / task.name).mkdir(parents=True)
+    reason = "the loss is nan\n  see it again: python -m expc_runtime.rerun runs/x"
+    write_status(
+        tmp_path / task.name,
+        Status(state="failed", failure="diverged", key="k", reason=reason, source="specs/x.yaml:1"),
+    )
+    lines = table([task], tmp_path).splitlines()
+    assert "      see it again: python -m expc_runtime.rerun runs/x" in lines
+    assert "    (from specs/x.yaml:1)" in lines
+
+
 names = st.text(alphabet=string.ascii_letters + string.digits + "=,._-", max_size=150)
 
 

@@ -37,6 +37,8 @@ def command(experiment: str | None, as_json: bool) -> int:
         told = [Watch(source).look().json() for source in found]
         click.echo(json.dumps(told[0] if experiment else {"experiments": told}, indent=1))
         return 0
+    if experiment is None:
+        found = [source for source in found if not _rehearsed(source)]
     if not found:
         click.echo("nothing has run yet")
     click.echo("\n\n".join(_text(source) for source in found), nl=bool(found))
@@ -56,6 +58,17 @@ def chosen(experiment: str | None) -> list[Source]:
     if name not in known and script is None:
         raise click.UsageError(f"There is no experiment `{name}` under runs/.{near(name, known)}")
     return [Source(root, name, script)]
+
+
+def _rehearsed(source: Source) -> bool:
+    """Smoke runs that went well, of an experiment that is told itself."""
+    from expc.monitor.watch import Watch
+    from expc_runtime.state.identity import SMOKE
+
+    itself = source.experiment.removesuffix(SMOKE)
+    if itself == source.experiment or not (source.root / "runs" / itself).is_dir():
+        return False
+    return not Watch(source).look().bad
 
 
 def _text(source: Source) -> str:
@@ -85,7 +98,8 @@ def above(snapshot: Snapshot) -> Iterator[str]:
         yield f"  and {len(busy) - _SHOWN} more"
     if snapshot.failures:
         yield ""
-        yield f"last to fail: {words.failure(snapshot.failures[0], snapshot.time)}"
+        last = "last to stop" if snapshot.failures[0].state == "interrupted" else "last to fail"
+        yield f"{last}: {words.failure(snapshot.failures[0], snapshot.time)}"
         reason = snapshot.failures[0].reason.partition("\n")[0]
         yield from (f"    {line}" for line in (reason, snapshot.failures[0].log) if line)
 

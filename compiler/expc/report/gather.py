@@ -274,7 +274,7 @@ def _run(task: Task, root: Path, clean: Cleaner) -> tuple[Run, Result | None]:
         warnings=tuple(clean.whole(result.warnings)) if result else (),
         memory={k: v for k, v in _map(result.memory if result else {}).items() if v},
         changed=changed,
-        planned=_as_planned(result.config if result else {}) if changed else {},
+        planned=(_as_planned(result.config) if result else task.planned()) if changed else {},
         pictures=tuple(_pictures(extra.get("files"), product)),
         module=result.module if result else "",
         program=result.program if result else task.program,

@@ -237,7 +237,8 @@ def _remarks(
     if status.same_as:
         return
     if status.reason:
-        source = f" (from {status.source})" if status.source else ""
+        apart = "\n" if "\n" in status.reason else " "  # a last line may be a command to be copied
+        source = f"{apart}(from {status.source})" if status.source else ""
         tried = status.state == "failed" and status.attempt
         log = f"{root / task.name}/attempt-{status.attempt}.log" if tried else ""
         yield f"{status.label} {task.stage}", f"{status.reason}{source}", log
