@@ -399,12 +399,14 @@ def test_a_faulty_policy_is_refused_before_anything_runs(
     assert not project.stage("seed=0").exists()
 
 
-def test_people_are_told_what_failed_for_good_and_how_it_ended(project: Project) -> None:
-    told: list[dict[str, Any]] = []
+@pytest.fixture
+def told(project: Project) -> Iterator[list[dict[str, Any]]]:
+    """What was posted to the address in FAKE_WEBHOOK, which the project's sweeps have."""
+    posted: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(204)
             self.end_headers()
 
@@ -413,19 +415,28 @@ def test_people_are_told_what_failed_for_good_and_how_it_ended(project: Project)
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        project.plan(
-            "run a 0; stage read stage.py -- --do bad",
-            "run b 0; stage read stage.py -- --do diverge --seed 1",
-        )
-        project.policy("retry read diverged -- --precision 32")
-        file = project.folder / "sweep.sh"
-        notify = "notify=(plain FAKE_WEBHOOK failed end)"
-        file.write_text(file.read_text().replace("policy()", f"{notify}\npolicy()"))
-        code, out = project.sweep(FAKE_WEBHOOK=f"http://127.0.0.1:{server.server_port}/secret")
-    finally:
-        server.shutdown()
-        server.server_close()
+    project.env["FAKE_WEBHOOK"] = f"http://127.0.0.1:{server.server_port}/secret"
+    yield posted
+    server.shutdown()
+    server.server_close()
+
+
+def tells(project: Project) -> None:
+    file = project.folder / "sweep.sh"
+    notify = "notify=(plain FAKE_WEBHOOK failed end)"
+    file.write_text(file.read_text().replace("policy()", f"{notify}\npolicy()"))
+
+
+def test_people_are_told_what_failed_for_good_and_how_it_ended(
+    project: Project, told: list[dict[str, Any]]
+) -> None:
+    project.plan(
+        "run a 0; stage read stage.py -- --do bad",
+        "run b 0; stage read stage.py -- --do diverge --seed 1",
+    )
+    project.policy("retry read diverged -- --precision 32")
+    tells(project)
+    code, out = project.sweep()
     assert code == 1
     assert [(each["event"], each.get("run")) for each in told] == [
         ("failed", "a,seed=0"),
@@ -465,3 +476,18 @@ def test_an_edit_that_is_taken_back_loses_no_result(project: Project) -> None:
     (kept,) = project.root.glob("runs/fake/seed=0/read.was-*")
     other_result = read_result(kept)
     assert other_result is not None and other_result.config["widths"] == [8, 8]
+
+
+def test_people_are_told_when_the_runner_is_killed(
+    project: Project, told: list[dict[str, Any]]
+) -> None:
+    project.plan("run a 0; stage read stage.py -- --do slow")
+    project.policy("limit read --timeout 600")
+    tells(project)
+    process = project.start(EXPC_GRACE="1")
+    sweeps.wait_for(lambda: list(project.stage("a,seed=0/read").glob("began-*")), "stage")
+    process.kill()
+    sweeps.wait_for(lambda: told, "word of the end")
+    assert (told[0]["event"], told[0]["state"]) == ("end", "interrupted")
+    assert "its runner was killed; run it again to go on" in told[0]["text"]
+    assert "End     its runner was killed" in (project.root / "runs/fake/sweep.log").read_text()

@@ -308,6 +308,9 @@ class Clerk:
         self._running.clear()
         self._breaker.settle()
         self._write_env(self._env("interrupted"))
+        text = "its runner was killed; run it again to go on"
+        self._line("End", f"{text}: {self._root}")
+        self._note("end", text, None, state="interrupted", **self._counts)
 
     def _alive(self) -> bool:
         return any(p.pid and alive(p.pid, p.start) for p in self._running.values())

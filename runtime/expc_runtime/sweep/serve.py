@@ -190,6 +190,12 @@ class Sweep:
             self._launcher = True
         self._tell(command)
 
+    def orphaned(self) -> None:
+        """The shell was killed: end what runs, and tell people."""
+        self.clerk.orphaned()
+        if self._notes is not None:
+            self._notes.close()
+
     def _quit(self, code: int) -> None:
         if self._notes is not None:
             self._notes.close()
@@ -238,7 +244,7 @@ def _listen(sweep: Sweep) -> None:
         if not sweep.over:
             sweep.clerk.tick()
     if not sweep.over:
-        sweep.clerk.orphaned()
+        sweep.orphaned()
 
 
 def _notifier(words: Sequence[str], say: Callable[[str], None]) -> Notifier:
