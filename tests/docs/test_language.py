@@ -64,7 +64,8 @@ def test_the_run_shown_has_every_key_and_lints(tmp_path: Path) -> None:
     assert set(held["slurm"]) == set(Slurm.model_fields)
     assert set(held["ray"]) == set(Ray.model_fields)
     spec = tmp_path / "shown.yaml"
-    spec.write_text(FIRST + "    precision: bf16-mixed\n" + run)
+    stage = FIRST.replace("[32, 64]", "[32, 64], norm: false")  # `devices` would be a finding
+    spec.write_text(stage + "    precision: bf16-mixed\n" + run)
     assert [f.message for f in check(spec, tmp_path).findings] == []
 
 

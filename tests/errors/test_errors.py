@@ -117,7 +117,7 @@ SAID = {
     "run_notify_in_a_stage": ("`notify` is not a key of `run`", "under `run` at the top"),
     "run_slurm_misspelt": ("`partiton` is not a key", "did you mean `partition`?"),
     "run_slurm_injected": ("`partition` must be a plain name", ""),
-    "run_batch_of_devices": ("a batch of 64 can't be shared out among 3", "a batch of 63"),
+    "run_norm_of_devices": ("normalises the rows of each device", "a net without batch norm"),
     "evaluate_event_mistyped": ("an entry of `events`", "did you mean `pad_enter`?"),
 }
 

@@ -44,7 +44,6 @@ from expc_runtime.state import Result, Status, claim, read_result, read_status
 torch.set_num_threads(1)
 
 LONG = 120.0  # seconds; nothing here takes as many
-DIGITS = Digits().tensors()
 SLOW = pytest.mark.slow
 
 
@@ -110,7 +109,7 @@ class Numbered:
         self._count, self._bad = rows, bad
 
     def tensors(self) -> Mapping[str, Tensor]:
-        held = {name: column[: self._count].clone() for name, column in DIGITS.items()}
+        held = {name: column[: self._count].clone() for name, column in Digits().tensors().items()}
         for row in self._bad:
             held["image"][row] = math.nan
         return held | {"row": torch.arange(len(held["image"]))}

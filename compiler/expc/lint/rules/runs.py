@@ -390,64 +390,8 @@ class DevicesWithoutRows(StageRule):
             )
 
 
-class BatchNotDivisible(SweepRule):
-    """A batch can't be shared out evenly among the devices of a run.
-
-    Gradients of the devices are averaged: with 32 rows on one and 31 on another, a row of the second would weigh more,
-    and the run would train on something else than the same run on one device.
-
-    ## Bad
-    ```yaml
-    data: {use: digits, batch: 63, split: {val: 0.2, test: 0.2}}
-    run: {devices: 2}
-    ```
-
-    ## Good
-    ```yaml
-    data: {use: digits, batch: 64, split: {val: 0.2, test: 0.2}}
-    run: {devices: 2}
-    ```
-    """
-
-    code, name = "XC518", "batch-not-divisible"
-
-    def check(self, document: Document, experiment: Experiment, space: Space) -> Iterator[Finding]:
-        for variant in space.variants:
-            for name in variant.programs:
-                stage = variant.experiment.stages[name]
-                count, place = _devices(stage, variant)
-                if count > 1 and stage.kind.undivided is None:
-                    for batch, where in _batches(stage, variant, space):
-                        if batch % count:
-                            yield self._told(stage, count, batch, place, where)
-
-    def _told(self, stage: Stage, count: int, batch: int, place: Span, where: Span) -> Finding:
-        near = max(1, round(batch / count)) * count
-        return self.finding(
-            f"a batch of {batch} can't be shared out among {count} devices",
-            where,
-            why=f"rows of the smaller share would weigh more in stage `{stage.name}`",
-            help=f"take a batch of {near}",
-            notes=(Note(place, f"{count} devices"),),
-            spans=(place,),
-        )
-
-
-def _batches(stage: Stage, at: Variant, space: Space) -> Iterator[tuple[int, Span]]:
-    """Every size that a batch of a stage has at a structural point, and where it is set."""
-    path = (*stage.path, "data", "batch")
-    looped = [
-        (row[column], spans[column])
-        for axis in space.loops
-        for column, name in enumerate(axis.paths)
-        if spec_path(name) == path
-        for row, spans in zip(axis.rows, axis.spans, strict=True)
-    ]
-    yield from looped or [(at.experiment.tree.get(path), at.experiment.value(*path))]
-
-
 class PartsNormalisedApart(StageRule):
-    """A batch goes through in parts, and batch norm reads each part by itself.
+    """A batch goes through in parts, or is shared out among devices, and batch norm reads each part by itself.
 
     Its mean and variance are those of a part, so the step is not that of the whole batch: the net trains as with a
     smaller batch. Gradients are gathered as they should be. A retry may halve `microbatch` all the same: the table marks it.
@@ -456,23 +400,39 @@ class PartsNormalisedApart(StageRule):
     ```yaml
     microbatch: 0.5
     ```
+    ```yaml
+    run: {devices: 2}
+    ```
 
     ## Good
     ```yaml
     model:
       backbone: {use: conv_net, channels: [16, 32], norm: false}
     microbatch: 0.5
+    run: {devices: 2}
     ```
     """
 
-    code, name, severity = "XC519", "parts-normalised-apart", "warning"
+    code, name, severity = "XC518", "parts-normalised-apart", "warning"
 
     def check(self, stage: Stage, at: Variant) -> Iterator[Finding]:
-        share, parts = getattr(stage.shape, "microbatch", 1.0), keepers(stage)
-        if share < 1 and parts:
+        parts = keepers(stage)
+        if not parts:
+            return
+        norms = f"{listed(parts)} normalise{'' if len(parts) > 1 else 's'}"
+        share = getattr(stage.shape, "microbatch", 1.0)
+        if share < 1:
             yield self.finding(
-                f"{listed(parts)} normalise{'' if len(parts) > 1 else 's'} each part of a batch by itself",
+                f"{norms} each part of a batch by itself",
                 at.experiment.value(*stage.path, "microbatch"),
                 why=f"statistics are those of {share:g} of a batch, whatever the size of the batch",
                 help="let the batch go through at once, or take a net without batch norm",
+            )
+        count, place = _devices(stage, at)
+        if count > 1 and stage.kind.undivided is None:
+            yield self.finding(
+                f"{norms} the rows of each device by themselves",
+                place,
+                why=f"statistics are those of a batch shared out among {count} devices",
+                help="take a batch so large that a share is enough, or a net without batch norm",
             )

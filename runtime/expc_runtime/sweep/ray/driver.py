@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,12 +16,12 @@ from typing import Any, BinaryIO
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from expc_runtime.errors import BadValue, Locked, MissingInput, OutOfMemory
+from expc_runtime.errors import BadValue, MissingInput, OutOfMemory
 from expc_runtime.state.plan import Layout, records
+from expc_runtime.sweep.alone import alone
 from expc_runtime.sweep.ray import worker
 from expc_runtime.sweep.serve import Sweep
 from expc_runtime.sweep.slots import Slot, Slots
-from expc_runtime.sweep.slurm.submission import refuse_queued
 
 __all__ = ["drive"]
 
@@ -97,32 +96,13 @@ def drive(layout: Layout, args: argparse.Namespace, jobs: BinaryIO, plan: Binary
         MissingInput: a node does not see the project, or the plan can't be read to its end.
     """
     asks = {stage: Ask.read(words) for stage, *words in records(jobs)}
-    with _guard(layout.root), _cluster(args.address) as where:
+    with alone(layout.root), _cluster(args.address) as where:
         copy = layout.root / ".ray-plan"
         copy.write_bytes(plan.read())
         try:
             return _Driver(layout, args, asks, copy, where).run()
         finally:
             copy.unlink(missing_ok=True)
-
-
-@contextmanager
-def _guard(root: Path) -> Iterator[None]:
-    """Hold ``root`` for as long as the sweep lasts."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().decode(errors="replace").strip()
-            raise Locked(f"{root} is in use by {holder or 'another sweep'}") from None
-        refuse_queued(root)
-        lock.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        lock.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n".encode())
-        lock.flush()
-        yield
 
 
 @contextmanager

@@ -1,23 +1,21 @@
 """From the plan of a sweep to the jobs of Slurm."""
 
 import argparse
-import fcntl
 import graphlib
-import os
 import shlex
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from expc_runtime.errors import CRASH, Locked, MissingInput
+from expc_runtime.errors import CRASH, MissingInput
 from expc_runtime.state.plan import Layout, Task, cover, records
 from expc_runtime.sweep import ends
+from expc_runtime.sweep.alone import alone
 from expc_runtime.sweep.book import Book
 from expc_runtime.sweep.console import Console
 from expc_runtime.sweep.slurm import queue
@@ -31,7 +29,6 @@ from expc_runtime.sweep.slurm.submission import (
     digest,
     keep,
     new_folder,
-    refuse_queued,
 )
 from expc_runtime.sweep.slurm.told import queued
 
@@ -177,7 +174,7 @@ def submit(layout: Layout, args: argparse.Namespace, jobs: BinaryIO, plan: Binar
     asks = {stage: Ask.read(words) for stage, *words in records(jobs)}
     with ExitStack() as held:
         for root in dict.fromkeys((layout.root, layout.smoked().root)):
-            held.enter_context(_guard(root))
+            held.enter_context(alone(root, "submitting"))
         folder = new_folder(layout.root)
         with (folder / "plan").open("wb") as file:
             shutil.copyfileobj(plan, file)
@@ -189,24 +186,6 @@ def submit(layout: Layout, args: argparse.Namespace, jobs: BinaryIO, plan: Binar
         return settle(folder, console)
     _tell(submission, console)
     return _wait(folder, submission) if args.wait else 0
-
-
-@contextmanager
-def _guard(root: Path) -> Iterator[None]:
-    """Hold ``root`` while it is submitted; nothing else of it may run or wait to run."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().decode(errors="replace").strip()
-            raise Locked(f"{root} is in use by {holder or 'another sweep'}") from None
-        refuse_queued(root)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, submitting\n".encode())
-        lock.flush()
-        yield
 
 
 class _Sender:
