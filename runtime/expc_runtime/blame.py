@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
 from expc_runtime.errors import Diverged, exhausted
 from expc_runtime.incident import Incident
 from expc_runtime.module import Batch, Module
 from expc_runtime.norms import aside
-from expc_runtime.ops import Ops, Origin, kinds, summary, tensors
+from expc_runtime.ops import Call, Ops, Origin, kinds, summary, tensors
 
 __all__ = ["Seen", "Sight", "blame", "look", "told"]
 
@@ -82,6 +83,7 @@ class Sight:
     rows: tuple[int, ...] = ()  # of the batch, that are bad, where they can be told
     known: bool = False  # before anything was computed
     failed: bool = False  # it could not be run again; the fault says why
+    masked: bool = False  # a module gave an infinity that somebody wrote
     seen: list[Seen] = field(default_factory=list)
 
 
@@ -167,11 +169,13 @@ def _look_at(module: Module, batch: Batch, half: bool, sight: Sight) -> None:
 def _blame_scalars(scalars: list[tuple[str, Tensor]], sight: Sight, ops: Ops) -> None:
     for name, value in scalars:
         if not bool(value.isfinite().all()):
-            _accuse(
-                sight,
-                f"the outputs of all modules are finite, but `{name}` is {float(value):g}",
-                ops.origin(value),
-            )
+            origin = ops.origin(value)
+            if origin is not None and origin.within is not None:  # in no tensor that it gave
+                fault = _own_op(origin.within, f"`{name}`, which is {float(value):g}")
+            else:
+                but = ", masks aside, but" if sight.masked else ", but"
+                fault = f"the outputs of all modules are finite{but} `{name}` is {float(value):g}"
+            _accuse(sight, fault, origin)
             return
 
 
@@ -203,56 +207,110 @@ def _accuse(sight: Sight, fault: str, origin: Origin | None, rows: tuple[int, ..
 
 @contextmanager
 def _listening(module: nn.Module, sight: Sight, ops: Ops) -> Iterator[None]:
-    """Hooks on every module without children; torchmetrics are no part of the net."""
+    """Hooks on every module below this one; torchmetrics are no part of the net."""
     inside_metrics = {
         id(m) for child in module.modules() if isinstance(child, Metric) for m in child.modules()
     }
-    leaves = [
-        (name, m)
-        for name, m in module.named_modules()
-        if id(m) not in inside_metrics and not any(True for _ in m.children())
-    ]
-    handles = [leaf.register_forward_hook(_listener(name, sight, ops)) for name, leaf in leaves]
+    listener = _Listener(sight, ops)
+    handles: list[RemovableHandle] = []
     try:
+        for name, m in module.named_modules():
+            if name and id(m) not in inside_metrics:
+                handles += listener.listen(name, m)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _listener(name: str, sight: Sight, ops: Ops) -> Callable[[nn.Module, Any, Any], None]:
-    def heard(leaf: nn.Module, given: Any, made: Any) -> None:
-        if sight.fault:
-            return
-        kind = type(leaf).__name__
+class _Listener:
+    """Keeps what modules give, those without children, and accuses whoever made a bad value first.
+
+    That is told by the op: a module that has children may have ops of its own, and what it hands
+    to them is seen only in what they give.
+    """
+
+    def __init__(self, sight: Sight, ops: Ops) -> None:
+        self.sight = sight
+        self.ops = ops
+        self.awaited: dict[int, Tensor] = {}  # by id; a module may give what its last child gave
+
+    def listen(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        def begins(part: nn.Module, args: Any, kwargs: Any) -> None:
+            self.ops.running.append(Call(name, part, (args, kwargs)))
+
+        def ends(part: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+            if not self.sight.fault:
+                self._heard(self.ops.running[-1], made)
+            self.ops.running.pop()
+
+        yield module.register_forward_pre_hook(begins, with_kwargs=True)
+        # Called too where forward raises, for code that goes on after that.
+        yield module.register_forward_hook(ends, with_kwargs=True, always_call=True)
+
+    def _heard(self, call: Call, made: Any) -> None:
+        leaf = not any(True for _ in call.module.children())
         for tensor in tensors(made):
-            sight.seen.append(Seen(name, kind, tensor.detach()))
-            if not bool(tensor.isfinite().all()):
-                fault = f"`{name}` ({kind}) gave {kinds(tensor)}; {_entered(given, leaf)}"
-                _accuse(sight, fault, ops.origin(tensor), _own_rows(tensor, ops))
+            bad = self.ops.accident(tensor)
+            if leaf or bad:
+                kind = type(call.module).__name__
+                self.sight.seen.append(Seen(call.name, kind, tensor.detach()))
+            if bad:
+                origin = self.ops.origin(tensor)
+                fault = self._told(call, origin, tensor)
+                _accuse(self.sight, fault, origin, _own_rows(tensor, self.ops))
                 return
-            if tensor.requires_grad:
-                tensor.register_hook(lambda grad: came_back(kind, grad))  # type: ignore[no-untyped-call]
+            self.sight.masked |= not bool(tensor.isfinite().all())
+            if tensor.requires_grad and (leaf or id(tensor) not in self.awaited):
+                self.awaited[id(tensor)] = tensor
+                self._await(call, tensor, leaf)
 
-    def came_back(kind: str, grad: Tensor) -> None:
-        if sight.fault:
-            return
-        sight.seen.append(Seen(name, "gradient", grad.detach()))
-        if not bool(grad.isfinite().all()):
-            fault = (
-                f"forward is finite; going back, the gradient that reaches the output of "
-                f"`{name}` ({kind}) is {kinds(grad)}"
-            )
-            _accuse(sight, fault, ops.origin(grad), _own_rows(grad, ops))
+    def _told(self, call: Call, origin: Origin | None, tensor: Tensor) -> str:
+        gave = f"gave {kinds(tensor)}"
+        maker = self._maker(call) if origin is None else origin.within
+        if maker is call:
+            return f"{call} {gave}; {_entered(call)}"
+        return _own_op(maker, f"{call}, which {gave}")
 
-    return heard
+    def _maker(self, call: Call) -> Call | None:
+        """Of a value that no op is known to have made."""
+        if any(self.ops.accident(tensor) for tensor in tensors(call.given)):
+            return self.ops.running[-2] if len(self.ops.running) > 1 else None
+        return call
+
+    def _await(self, call: Call, tensor: Tensor, leaf: bool) -> None:
+        where = str(call)
+        name = call.name
+
+        def came_back(grad: Tensor) -> None:
+            if self.sight.fault:
+                return
+            bad = not bool(grad.isfinite().all())
+            if leaf or bad:
+                self.sight.seen.append(Seen(name, "gradient", grad.detach()))
+            if bad:
+                fault = (
+                    f"forward is finite; going back, the gradient that reaches the output of "
+                    f"{where} is {kinds(grad)}"
+                )
+                _accuse(self.sight, fault, self.ops.origin(grad), _own_rows(grad, self.ops))
+
+        tensor.register_hook(came_back)  # type: ignore[no-untyped-call]
+
+
+def _own_op(maker: Call | None, towards: str) -> str:
+    """That it was made by code of this module, or of none, and not in a module that this one runs."""
+    if maker is None:
+        return f"made in no module's forward, on the way to {towards}"
+    return f"{maker} made it in an op of its own, on the way to {towards}; {_entered(maker)}"
 
 
 def _own_rows(tensor: Tensor, ops: Ops) -> tuple[int, ...]:
     return _bad_rows(tensor) if tensor.ndim and len(tensor) == ops.rows else ()
 
 
-def _entered(given: Any, leaf: nn.Module) -> str:
-    entered = [summary("its input", tensor) for tensor in tensors(given)]
-    entered += [summary(f"its {name}", p) for name, p in leaf.named_parameters(recurse=False)]
+def _entered(call: Call) -> str:
+    entered = [summary("its input", tensor) for tensor in tensors(call.given)]
+    own = call.module.named_parameters(recurse=False)
+    entered += [summary(f"its {name}", p) for name, p in own]
     return "; ".join(entered) or "it took no tensor"

@@ -15,13 +15,13 @@ from typing import Any, Self
 
 import pytorch_lightning
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from expc_runtime.provenance import project_root
 from expc_runtime.trace import source_at
 
-__all__ = ["Ops", "Origin", "kinds", "place", "summary", "tensors"]
+__all__ = ["Call", "Ops", "Origin", "kinds", "place", "summary", "tensors"]
 
 _FILLERS = frozenset(
     ("full", "full_like", "new_full", "fill", "masked_fill", "scalar_tensor", "lift_fresh")
@@ -42,6 +42,18 @@ _Frame = tuple[str, int]
 _Key = tuple[int, int, torch.Size, tuple[int, ...]]
 
 
+@dataclass(eq=False)
+class Call:
+    """A module's forward that is being run, and what entered it."""
+
+    name: str
+    module: nn.Module
+    given: Any
+
+    def __str__(self) -> str:
+        return f"`{self.name}` ({type(self.module).__name__})"
+
+
 @dataclass
 class Origin:
     """An op that gave NaN or infinity while everything that entered was finite."""
@@ -55,6 +67,7 @@ class Origin:
     source: str  # the line of the spec that this is of
     rows: tuple[int, ...]  # of the batch, where the op's own rows are those
     written: bool  # a value that somebody wrote, as a mask
+    within: Call | None  # the innermost module that was being run
     then: list[str] = field(default_factory=list)  # ops that made NaN of its infinity
 
     def __str__(self) -> str:
@@ -93,6 +106,7 @@ class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rows = rows
         self._bad: dict[_Key, _Bad] = {}
         self.born: list[Origin] = []
+        self.running: list[Call] = []  # from the outermost in, kept by whoever has hooks on modules
         self._anomaly: Any = None
 
     def __enter__(self) -> Self:
@@ -113,6 +127,20 @@ class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Where the bad values of ``tensor``, made inside, began; None if that is not known."""
         bad = self._bad.get(_key(tensor))
         return None if bad is None else bad.nan or bad.infinite
+
+    def accident(self, tensor: Tensor) -> bool:
+        """Whether it has NaN, or an infinity that nobody wrote.
+
+        One whose beginning is not known, as of a mask in a buffer, is held to be written if it is
+        negative.
+        """
+        nan, inf = _state(tensor)
+        if nan or not inf:
+            return nan
+        bad = self._bad.get(_key(tensor))
+        if bad is not None and bad.infinite is not None:
+            return not bad.infinite.written
+        return bool(tensor.isposinf().any())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -175,6 +203,7 @@ class Ops(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source=source,
             rows=self._bad_rows(tensor),
             written=not backward and func.overloadpacket.__name__.rstrip("_") in _FILLERS,
+            within=self.running[-1] if self.running else None,
         )
         self.born.append(origin)
         return origin

@@ -1,5 +1,6 @@
 """The op that a NaN began in, forward and back, its line, its rows; and seeing it again."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -180,6 +181,166 @@ def test_what_is_said_of_it_last_is_what_was_kept() -> None:
     net = Net(zeroed)
     net.on_diverged(lambda incident: f"kept {len(incident.batch[0])} rows")
     assert diverges(net, (rows(),)).endswith("\n  kept 6 rows")
+
+
+# Modules that have children, and ops of their own.
+
+Act = Callable[[nn.Module, Tensor], Any]
+
+
+class Block(nn.Module):
+    """A net whose arithmetic is its own: what is between its children, and after them."""
+
+    def __init__(self, between: Act, after: Act = lambda block, y: y) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.last = nn.Linear(3, 3)
+        self._between, self._after = between, after
+
+    def forward(self, x: Tensor) -> Any:
+        return self._after(self, self.last(self._between(self, self.first(x))))
+
+
+def with_body(body: nn.Module, loss: Loss = torch.mean) -> Net:
+    net = Net(loss)
+    net.body = body  # type: ignore[assignment]
+    return net
+
+
+def same(block: nn.Module, y: Tensor) -> Tensor:
+    return y
+
+
+def no_number(block: nn.Module, y: Tensor) -> Tensor:
+    return (y - y).div(0.0)  # nothing of nothing
+
+
+def test_what_a_module_does_between_its_children_is_blamed_on_it() -> None:
+    told = diverges(with_body(Block(no_number)), (rows(),))
+    assert "`body` (Block) made it in an op of its own, on the way to `body.last` (Linear)" in told
+    assert "which gave 18 NaN of 18 values (float32); its input is float32, -" in told
+    assert "the op: `div` (aten.div.Tensor) gave 18 NaN" in told
+    assert f"called at tests/runtime/test_blame.py:{line_of('# nothing of nothing')}" in told
+
+
+def test_what_a_module_does_after_its_children_is_blamed_on_it_not_on_the_next_leaf() -> None:
+    told = diverges(with_body(Block(same, no_number)), (rows(),))
+    assert "  `body` (Block) gave 18 NaN of 18 values (float32); its input is float32, -" in told
+    assert "`drop`" not in told
+
+
+def test_of_modules_in_modules_the_innermost_is_blamed() -> None:
+    inner = Block(same, no_number)
+    inner.first = nn.Linear(3, 3)
+    outer = Block(lambda block, y: block.get_submodule("inner")(y))
+    outer.add_module("inner", inner)
+    assert "  `body.inner` (Block) gave 18 NaN" in diverges(with_body(outer), (rows(),))
+
+
+def test_attention_is_blamed_though_its_children_are_never_called() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            closed = torch.full((len(x), len(x)), -math.inf)  # for everything
+            y: Tensor = self.attention(x, x, x, attn_mask=closed)[0]
+            return F.pad(y, (0, 1))
+
+    told = diverges(with_body(Attends()), (rows(),))
+    assert "  `body.attention` (MultiheadAttention) gave 12 NaN of 12 values (float32)" in told
+
+
+def test_what_is_made_in_no_module_is_told_by_its_op() -> None:
+    class Direct(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.body(x).mul(math.nan))
+            return y[:, 0]
+
+    told = diverges(Direct(torch.mean), (rows(),))
+    assert "made in no module's forward, on the way to `head` (Linear), which gave 6 NaN" in told
+    assert "the op: `mul` (aten.mul.Tensor) gave 18 NaN" in told
+
+
+def test_what_a_module_gives_in_an_object_of_its_own_is_blamed_on_it() -> None:
+    class Given:
+        def __init__(self, y: Tensor) -> None:
+            self.y = y
+
+    class Hides(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).y[:, 0]  # type: ignore[no-any-return]
+
+    net = Hides(torch.mean)
+    net.body = Block(same, lambda block, y: Given(no_number(block, y)))  # type: ignore[assignment]
+    told = diverges(net, (rows(),))
+    assert "`body` (Block) made it in an op of its own, on the way to `loss`, which is nan" in told
+
+
+class Mask(nn.Module):
+    """What may not be seen: written as it is called, or once."""
+
+    once: Tensor
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.buffer = buffer
+        self.register_buffer("once", torch.tensor([0.0, -math.inf, 0.0]))
+
+    def forward(self, y: Tensor) -> Tensor:
+        if self.buffer:
+            return self.once
+        mask: Tensor = torch.zeros(3).masked_fill(torch.tensor([False, True, False]), -math.inf)
+        return mask
+
+
+class Masked(nn.Module):
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.mask = Mask(buffer)
+        self.pick = nn.Softmax(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        picked: Tensor = self.pick(y + self.mask(y))
+        return picked
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_mask_that_a_module_gives_and_another_takes_is_no_cause(buffer: bool) -> None:
+    told = diverges(with_body(Masked(buffer), zeroed), (rows(),))
+    assert "the outputs of all modules are finite, masks aside, but `loss` is -inf" in told
+    assert "the op: `reciprocal`" in told
+
+
+def test_a_module_that_raised_and_was_caught_is_not_blamed_for_what_comes_later() -> None:
+    class Refuses(nn.Module):
+        def forward(self, y: Tensor) -> Tensor:
+            raise ValueError
+
+    def tries(block: nn.Module, y: Tensor) -> Tensor:
+        with contextlib.suppress(ValueError):
+            block.get_submodule("refuses")(y)
+        return no_number(block, y)
+
+    block = Block(tries)
+    block.add_module("refuses", Refuses())
+    told = diverges(with_body(block), (rows(),))
+    assert "`body` (Block) made it in an op of its own, on the way to `body.last`" in told
+
+
+def test_a_bad_gradient_is_met_first_by_the_module_whose_own_op_gave_the_value() -> None:
+    class Bare(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)[:, 0]
+            return y
+
+    net = Bare(lambda y: (y - y).sqrt().mean())
+    net.body = Block(same, lambda block, y: y * 2)  # type: ignore[assignment]
+    told = diverges(net, (rows(),))
+    assert "the gradient that reaches the output of `body` (Block) is 6 NaN of 18 values" in told
 
 
 # A world model, whose updates have phases.

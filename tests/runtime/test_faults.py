@@ -65,10 +65,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(root: Path) -> int:
+def run(root: Path, build: Callable[[Config], Module] = Line) -> int:
     feed = Feed(Points(), columns=("x", "y"), batch=8)
     file = str(root / "fit.py")
-    return fit(Line, Config(), feed, until=Until(Updates(16)), file=file, program="p")
+    return fit(build, Config(), feed, until=Until(Updates(16)), file=file, program="p")
 
 
 def in_child(work: Callable[[], int]) -> int:
@@ -115,6 +115,33 @@ def test_each_kind_ends_the_run_at_its_update(
     assert in_child(lambda: run(root)) == code
     status = read_status(root / Config().out)
     assert status is not None and status.label == label
+
+
+class Backbone(nn.Sequential):
+    """Has a child, and its fault none of the child's."""
+
+
+class Deep(Line):
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.backbone = Backbone(self.body, nn.Identity())
+        self.digit_head = nn.Sequential(nn.Identity(), self.head)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.digit_head(self.backbone(x))
+        return y[:, 0]
+
+
+def test_a_nan_is_blamed_on_the_module_that_it_was_ordered_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPC_FAULTS", "*=nan:backbone@5")
+    assert run(root, Deep) == 65
+    status = read_status(root / Config().out)
+    assert status is not None
+    assert "`backbone` (Backbone) gave 32 NaN of 32 values (float32)" in status.reason
+    assert "digit_head" not in status.reason
+    assert "called at expc_runtime/faults.py:" in status.reason
 
 
 def test_a_leak_that_was_ordered_is_found_as_any_other(
