@@ -8,25 +8,25 @@ runs out `breakdown` says what is left.
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from expc_runtime import devices
 from expc_runtime.attempt import Attempt, attempt
-from expc_runtime.breakdown import Exhausted, attempted, out_of_memory
 from expc_runtime.checkpoint import Checkpoint
 from expc_runtime.clocks import Updates
-from expc_runtime.conclusion import conclude
+from expc_runtime.diagnosis import devices
 from expc_runtime.errors import OutOfMemory
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
 from expc_runtime.log import Log, Unwritten
-from expc_runtime.loop import Loop
-from expc_runtime.measuring import NormStatistics
 from expc_runtime.module import Module
 from expc_runtime.parts import Origin, parents
-from expc_runtime.preparing import prepare
 from expc_runtime.progress import Silent, progress
-from expc_runtime.training import Asked
-from expc_runtime.words import Words
+from expc_runtime.training.breakdown import Exhausted, attempted, out_of_memory
+from expc_runtime.training.conclusion import conclude
+from expc_runtime.training.loop import Loop
+from expc_runtime.training.measuring import NormStatistics
+from expc_runtime.training.preparing import prepare
+from expc_runtime.training.state import Asked
+from expc_runtime.training.words import Words
 
 __all__ = ["fit"]
 

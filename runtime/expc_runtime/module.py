@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torchmetrics import Metric
 
+from expc_runtime.diagnosis.incident import Incident, Trail
 from expc_runtime.errors import Diverged
-from expc_runtime.incident import Incident, Trail
 from expc_runtime.metrics import Answers
 from expc_runtime.microbatch import Batch, Parts
 from expc_runtime.optim import Drive, NonFinite
@@ -387,7 +387,7 @@ class Module(pl.LightningModule):
 
     def _accuse(self, hit: NonFinite, update: int) -> None:
         """Find what made the non-finite value in ``update`` and raise Diverged."""
-        from expc_runtime.blame import blame
+        from expc_runtime.diagnosis.blame import blame
 
         live = self._live
         error = blame(self, self._trail.incident(hit, update), live.origin, live.keep)

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import torch
 
-from expc_runtime.blame import Seen, Sight, look, told
 from expc_runtime.checkpoint import Store
+from expc_runtime.diagnosis.blame import Seen, Sight, look, told
+from expc_runtime.diagnosis.evidence import Evidence, find
+from expc_runtime.diagnosis.incident import Incident
 from expc_runtime.errors import BadValue, MissingInput, StageError
-from expc_runtime.evidence import Evidence, find
 from expc_runtime.export import built
-from expc_runtime.incident import Incident
 from expc_runtime.module import Module
 from expc_runtime.state import Result
-from expc_runtime.trainer import device_of
+from expc_runtime.training.trainer import device_of
 
 __all__ = ["main", "rerun"]
 

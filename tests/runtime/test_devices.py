@@ -11,18 +11,18 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
-from expc_runtime import conclusion
 from expc_runtime.clocks import Epochs
 from expc_runtime.data.feed import Feed
-from expc_runtime.devices import require_batch, require_module, strays
+from expc_runtime.diagnosis.devices import require_batch, require_module, strays
 from expc_runtime.errors import BadValue
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
-from expc_runtime.loop import Loop
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.state import read_status
+from expc_runtime.training import conclusion
+from expc_runtime.training.loop import Loop
 
 torch.set_num_threads(1)
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -206,10 +206,11 @@ def test_devices_that_met_are_no_traceback(
 
     monkeypatch.setattr(Line, "update", update)
     monkeypatch.setattr(
-        "expc_runtime.devices._same", lambda device, other: device.type == other.type == "meta"
+        "expc_runtime.diagnosis.devices._same",
+        lambda device, other: device.type == other.type == "meta",
     )
-    monkeypatch.setattr("expc_runtime.devices.require_module", lambda *told: None)
-    monkeypatch.setattr("expc_runtime.devices.require_batch", lambda *told: None)
+    monkeypatch.setattr("expc_runtime.diagnosis.devices.require_module", lambda *told: None)
+    monkeypatch.setattr("expc_runtime.diagnosis.devices.require_batch", lambda *told: None)
     told = run(tmp_path)
     assert told.startswith("2 failed(bad_value) tensors on two devices met, on cpu:")
     assert "tensor `kept` is on cpu: make it a buffer" in told

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from expc_runtime.clocks import Updates
 from expc_runtime.data.feed import Feed
+from expc_runtime.diagnosis.faults import Fault, parsed
 from expc_runtime.errors import BadValue
-from expc_runtime.faults import Fault, parsed
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
@@ -141,7 +141,7 @@ def test_a_nan_is_blamed_on_the_module_that_it_was_ordered_of(
     assert status is not None
     assert "`backbone` (Backbone) gave 32 NaN of 32 values (float32)" in status.reason
     assert "digit_head" not in status.reason
-    assert "called at expc_runtime/faults.py:" in status.reason
+    assert "called at expc_runtime/diagnosis/faults.py:" in status.reason
 
 
 def test_a_leak_that_was_ordered_is_found_as_any_other(
@@ -151,7 +151,7 @@ def test_a_leak_that_was_ordered_is_found_as_any_other(
     assert run(root) == 72
     status = read_status(root / Config().out)
     assert status is not None and status.label == "failed(leak)"
-    assert "list `leaked` in a forward pre-hook (expc_runtime/faults.py:" in status.reason
+    assert "list `leaked` in a forward pre-hook (diagnosis/faults.py:" in status.reason
 
 
 def test_what_is_slow_arrives(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn
 
 from expc_runtime.errors import Diverged
-from expc_runtime.guards import Spread, untrained
 from expc_runtime.metrics import MeanAbsoluteError
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
+from expc_runtime.training.guards import Spread, untrained
 
 torch.set_num_threads(1)
 

@@ -20,11 +20,11 @@ from expc_runtime.data.feed import Feed
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
-from expc_runtime.learning import faint, pulls
 from expc_runtime.metrics import F1, Accuracy, BinaryAccuracy, ExactMatch, SampleF1
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.state import read_result
+from expc_runtime.training.learning import faint, pulls
 
 torch.set_num_threads(1)
 

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from expc_runtime.checkpoint import Store
 from expc_runtime.clocks import Epochs
 from expc_runtime.data.feed import Feed
+from expc_runtime.diagnosis.memory import Memory, growth, holders, size
 from expc_runtime.errors import Leak, OutOfMemory, exhausted
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
-from expc_runtime.measuring import Figures
-from expc_runtime.memory import Memory, growth, holders, size
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
 from expc_runtime.state import read_result, read_status
+from expc_runtime.training.measuring import Figures
 
 torch.set_num_threads(1)
 MB = 10**6

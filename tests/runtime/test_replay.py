@@ -30,7 +30,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from expc_runtime import fit as fit_module
-from expc_runtime import pulse
 from expc_runtime.checkpoint import Checkpoint, Store
 from expc_runtime.clocks import EnvSteps, Epochs, Updates
 from expc_runtime.envs.pinpad import PinPad, paint_unit
@@ -52,6 +51,7 @@ from expc_runtime.replay.feed import Landing
 from expc_runtime.replay.games import FIRST, Games
 from expc_runtime.replay.schedule import Schedule
 from expc_runtime.state import read_result, read_status
+from expc_runtime.training import pulse
 
 torch.set_num_threads(1)
 

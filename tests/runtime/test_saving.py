@@ -22,11 +22,11 @@ from expc_runtime.errors import DiskFull
 from expc_runtime.fit import fit
 from expc_runtime.flags import Run
 from expc_runtime.gates import Until
-from expc_runtime.measuring import Figures
 from expc_runtime.module import Batch, Module
 from expc_runtime.optim import Drive
-from expc_runtime.saving import Saves
 from expc_runtime.state import read_result, read_status
+from expc_runtime.training.measuring import Figures
+from expc_runtime.training.saving import Saves
 
 torch.set_num_threads(1)
 

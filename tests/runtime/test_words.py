@@ -4,7 +4,7 @@ from pathlib import Path
 
 from expc_runtime.log import Log
 from expc_runtime.progress import Silent
-from expc_runtime.words import Words
+from expc_runtime.training.words import Words
 
 
 def test_what_an_attempt_said_before_it_took_up_a_checkpoint_stays_said(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from expc_runtime.dry.headers import header_of, tensors_of
 from expc_runtime.dry.memory import Kept, Sizes, state_bytes, storage_bytes
 from expc_runtime.flags import Run, parse
 from expc_runtime.generated import imported, only
-from expc_runtime.guards import untrained
 from expc_runtime.module import Batch, Module
 from expc_runtime.precision import HALF
 from expc_runtime.records import Records
+from expc_runtime.training.guards import untrained
 
 __all__ = ["Fault", "Look", "Seen"]
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from expc_runtime import devices
 from expc_runtime.attempt import Attempt, attempt
+from expc_runtime.diagnosis import devices
 from expc_runtime.errors import BadValue, MissingInput
 from expc_runtime.evals.accept import Accept
 from expc_runtime.export import load
@@ -20,7 +20,7 @@ from expc_runtime.progress import progress
 from expc_runtime.provenance import record
 from expc_runtime.randomness import seed_all
 from expc_runtime.state import Result, parent_key, read_result, sibling
-from expc_runtime.trainer import device_of
+from expc_runtime.training.trainer import device_of
 
 __all__ = ["Measure", "Measured", "Subject", "evaluate"]
 

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from expc_runtime.attempt import Attempt
-from expc_runtime.budget import Budget
 from expc_runtime.checkpoint import Checkpoint
+from expc_runtime.diagnosis.memory import Memory
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.flags import Run
 from expc_runtime.gates import GateWatch, Until
-from expc_runtime.measuring import Figures, NormStatistics
-from expc_runtime.memory import Memory
 from expc_runtime.module import Module
 from expc_runtime.parts import Origin
-from expc_runtime.pulse import Pulse
-from expc_runtime.saving import Best, Saves
-from expc_runtime.words import Words
+from expc_runtime.training.budget import Budget
+from expc_runtime.training.measuring import Figures, NormStatistics
+from expc_runtime.training.pulse import Pulse
+from expc_runtime.training.saving import Best, Saves
+from expc_runtime.training.words import Words
 
 __all__ = ["Asked", "Training"]
 

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import Any
 
-from expc_runtime import devices
 from expc_runtime.checkpoint import LAST
+from expc_runtime.diagnosis import devices
 from expc_runtime.errors import GateNotMet
 from expc_runtime.parts import fingerprints, outputs
 from expc_runtime.state import Result
-from expc_runtime.training import Training
+from expc_runtime.training.state import Training
 
 __all__ = ["conclude"]
 

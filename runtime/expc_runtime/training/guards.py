@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from expc_runtime.ops import tensors
+from expc_runtime.diagnosis.ops import tensors
 
 if TYPE_CHECKING:
     from expc_runtime.module import Module

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from expc_runtime.checkpoint import Store, load_weights
-from expc_runtime.incident import Incident
+from expc_runtime.diagnosis.incident import Incident
 from expc_runtime.module import Module
 
 __all__ = ["Evidence", "find", "leave"]

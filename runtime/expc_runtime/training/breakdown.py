@@ -11,7 +11,7 @@ import torch
 from expc_runtime.errors import Leak, OutOfMemory, StageError, exhausted
 from expc_runtime.log import Log
 from expc_runtime.trace import source_of
-from expc_runtime.training import Training
+from expc_runtime.training.state import Training
 
 __all__ = ["Exhausted", "attempted", "out_of_memory"]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric
 
+from expc_runtime.diagnosis.incident import Incident
+from expc_runtime.diagnosis.ops import Call, Ops, Origin, kinds, summary, tensors
 from expc_runtime.errors import Diverged, exhausted
-from expc_runtime.incident import Incident
 from expc_runtime.module import Batch, Module
 from expc_runtime.norms import aside
-from expc_runtime.ops import Call, Ops, Origin, kinds, summary, tensors
 
 __all__ = ["Seen", "Sight", "blame", "look", "told"]
 

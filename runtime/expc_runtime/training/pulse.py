@@ -3,13 +3,13 @@
 import math
 import time
 
-from expc_runtime.budget import Budget
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.module import Module
 from expc_runtime.ranks import Ranks
 from expc_runtime.signals import Requests, Stopped
 from expc_runtime.state import Claim
-from expc_runtime.words import Words
+from expc_runtime.training.budget import Budget
+from expc_runtime.training.words import Words
 
 __all__ = ["PULSE", "Pulse"]
 

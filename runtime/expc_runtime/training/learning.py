@@ -11,7 +11,7 @@ from torch import Tensor
 from expc_runtime.module import Batch, Module
 from expc_runtime.norms import aside
 from expc_runtime.records import Records
-from expc_runtime.words import Words, some
+from expc_runtime.training.words import Words, some
 
 __all__ = ["FAINT", "STEPS", "Early", "Unmoved", "faint", "pulls"]
 

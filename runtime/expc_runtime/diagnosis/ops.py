@@ -294,11 +294,18 @@ def _entered(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 # Places.
 
-_HERE = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve().parents[1]  # the runtime
 _BELOW = tuple(str(Path(m.__file__ or "").parent) for m in (torch, pytorch_lightning))
 _MACHINERY = {
     str(_HERE / name)
-    for name in ("ops.py", "blame.py", "microbatch.py", "module.py", "optim.py", "records.py")
+    for name in (
+        "diagnosis/ops.py",
+        "diagnosis/blame.py",
+        "microbatch.py",
+        "module.py",
+        "optim.py",
+        "records.py",
+    )
 }
 _FILE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 

@@ -5,24 +5,25 @@ from typing import Any
 
 import torch
 
-from expc_runtime import devices, norms
+from expc_runtime import norms
 from expc_runtime.attempt import Attempt
-from expc_runtime.budget import Budget
+from expc_runtime.diagnosis import devices
+from expc_runtime.diagnosis.memory import Memory
 from expc_runtime.errors import BadValue
 from expc_runtime.feeds import Work
 from expc_runtime.gates import GateWatch
-from expc_runtime.guards import untrained
-from expc_runtime.measuring import Figures
-from expc_runtime.memory import Memory
 from expc_runtime.module import Module
 from expc_runtime.parts import load_parts
 from expc_runtime.provenance import record
-from expc_runtime.pulse import Pulse
 from expc_runtime.randomness import seed_all
-from expc_runtime.saving import Best, Saves
-from expc_runtime.trainer import device_of
-from expc_runtime.training import Asked, Training
-from expc_runtime.words import Words, some
+from expc_runtime.training.budget import Budget
+from expc_runtime.training.guards import untrained
+from expc_runtime.training.measuring import Figures
+from expc_runtime.training.pulse import Pulse
+from expc_runtime.training.saving import Best, Saves
+from expc_runtime.training.state import Asked, Training
+from expc_runtime.training.trainer import device_of
+from expc_runtime.training.words import Words, some
 
 __all__ = ["prepare"]
 
@@ -116,7 +117,7 @@ def _around(
         saves.require_room(module, len(asked.monitor))
         training.save()
     if "EXPC_FAULTS" in os.environ:
-        from expc_runtime import faults
+        from expc_runtime.diagnosis import faults
 
         faults.arm(module, asked.cfg.out, at.stage.status.attempt)
     return training

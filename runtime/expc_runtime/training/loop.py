@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from expc_runtime import devices, evidence
+from expc_runtime.diagnosis import devices, evidence
+from expc_runtime.diagnosis.incident import Incident
 from expc_runtime.errors import MissingInput, Preempted, StageError
-from expc_runtime.incident import Incident
-from expc_runtime.learning import Early
 from expc_runtime.module import Batch
 from expc_runtime.signals import Stopped
-from expc_runtime.trainer import Chunks, Told, trainer
-from expc_runtime.training import Training
+from expc_runtime.training.learning import Early
+from expc_runtime.training.state import Training
+from expc_runtime.training.trainer import Chunks, Told, trainer
 
 __all__ = ["Loop"]
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol
 from expc_runtime import norms
 from expc_runtime.feeds import TrainingFeed
 from expc_runtime.gates import Gate, Mode
-from expc_runtime.guards import Spread
 from expc_runtime.log import Log
 from expc_runtime.module import Module
+from expc_runtime.training.guards import Spread
 
 __all__ = ["Figures", "NormStatistics", "Warn"]
 
