@@ -1,6 +1,6 @@
 """Every benchmark in turn, a process each, so that none inherits what another has loaded.
 
-python -m benchmarks    # about a quarter of an hour; exits with 1 if a budget is missed
+python -m benchmarks    # exits with 1 if a budget is missed
 """
 
 import subprocess
